@@ -1,0 +1,114 @@
+// Package provider defines routes and what writes them where a reverse proxy reads them.
+//
+// A [Route] says which host names a webspace answers to and where a reverse proxy sends them: straight to the
+// webspace's instance, or to the gateway, which boots the instance first. A [Provider] keeps the routes of one
+// deployment of webspaced in one place that a reverse proxy follows: a directory, a key-value store, an API.
+//
+// Who writes a provider implements the two methods of [Provider] and runs providertest.Run against it. Deciding which
+// routes there should be is not a provider's business: [Plan] compares the desired routes with the current ones.
+package provider
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+)
+
+// Route is what a reverse proxy needs to know about one webspace.
+type Route struct {
+	// Name identifies the route within its deployment: a DNS label, such as "ws-u1000".
+	Name string
+	// Hosts the route answers to, sorted, without duplicates; never empty.
+	Hosts []Host
+	// Backend is where requests go: "http://ADDRESS:PORT" for terminated HTTP, "tcp://ADDRESS:PORT" for TLS that is
+	// passed through by SNI.
+	Backend string
+}
+
+// Validate reports the first reason why r can not be written, as InvalidArgument. Providers may rely on it: the
+// daemon never hands them a route that fails it.
+func (r Route) Validate() error {
+	if !IsLabel(r.Name) {
+		return fmt.Errorf("route name %q is not a DNS label: %w", r.Name, errdefs.ErrInvalidArgument)
+	}
+	if len(r.Hosts) == 0 {
+		return fmt.Errorf("route %s has no host: %w", r.Name, errdefs.ErrInvalidArgument)
+	}
+	for i, h := range r.Hosts {
+		if h.name == "" {
+			return fmt.Errorf("route %s has an empty host: %w", r.Name, errdefs.ErrInvalidArgument)
+		}
+		if i > 0 && r.Hosts[i-1].name >= h.name {
+			return fmt.Errorf("hosts of route %s are not sorted and unique: %w", r.Name, errdefs.ErrInvalidArgument)
+		}
+	}
+	return validateBackend(r.Name, r.Backend)
+}
+
+func validateBackend(name, backend string) error {
+	invalid := func(why string) error {
+		return fmt.Errorf("backend %q of route %s: %s: %w", backend, name, why, errdefs.ErrInvalidArgument)
+	}
+	u, err := url.Parse(backend)
+	if err != nil {
+		return invalid("not a URL")
+	}
+	if u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "tcp" {
+		return invalid("the scheme is not http, https or tcp")
+	}
+	port, err := strconv.ParseUint(u.Port(), 10, 16)
+	if err != nil || port == 0 {
+		return invalid("no port")
+	}
+	if _, err := netip.ParseAddr(u.Hostname()); err != nil {
+		if _, err := ParseHost(u.Hostname()); err != nil && !IsLabel(u.Hostname()) {
+			return invalid("neither an address nor a host name")
+		}
+	}
+	// Anything beyond scheme://host:port would have to survive each proxy's own syntax; nothing needs it.
+	if u.String() != u.Scheme+"://"+u.Host || u.String() != backend {
+		return invalid("more than scheme, host and port")
+	}
+	return nil
+}
+
+// Equal reports whether r and other say the same.
+func (r Route) Equal(other Route) bool {
+	return r.Name == other.Name && r.Backend == other.Backend && slices.Equal(r.Hosts, other.Hosts)
+}
+
+// Provider keeps the routes of one deployment where a reverse proxy reads them.
+//
+// Everything a provider writes carries a mark of its deployment, and a provider never changes what does not carry it:
+// other people's routes, and those of other deployments, are not there as far as it is concerned.
+//
+// Implementations are safe for concurrent use; calls for different routes may overlap, and those for one route are
+// serialised by the caller. Errors are classes of github.com/containerd/errdefs: Unavailable when the store can not be
+// reached or answers with a fault of its own (the caller tries again, with a back-off), PermissionDenied when the store
+// forbids it, InvalidArgument for a route that can not be expressed. Every call ends with ctx.
+type Provider interface {
+	// Routes returns all routes of this deployment that stand in the store. A stored route that no longer says what
+	// this provider would write for it (somebody edited it, it is torn, it comes from another version) is returned by
+	// its name with an empty Backend, so that it differs from every desired route and is written anew or removed.
+	Routes(ctx context.Context) ([]Route, error)
+
+	// Apply carries out changes. It is idempotent: putting a route that stands and deleting one that does not are
+	// successes. Each put replaces the route in one step: a reverse proxy sees the old one or the new one, never
+	// neither. Each change is tried whether or not others fail; failures are joined errors of type [*RouteError].
+	// When ctx ends half-way, what is done stays done.
+	Apply(ctx context.Context, changes Changes) error
+}
+
+// RouteError is the failure of one change.
+type RouteError struct {
+	Route string // name of the route
+	Err   error
+}
+
+func (e *RouteError) Error() string { return "route " + e.Route + ": " + e.Err.Error() }
+func (e *RouteError) Unwrap() error { return e.Err }

@@ -1,0 +1,61 @@
+// Package proxy is the data path of webspaced: a [Gateway] for HTTP that holds requests while what serves them boots.
+//
+// It knows no webspace. A [Router] says which [Target] a host name belongs to, and an [Activator] makes a target take
+// connections; the package does the rest: it holds the request within bounds, proxies that very same request once there
+// is an endpoint, and tells the client why when there is none.
+package proxy
+
+import (
+	"context"
+	"net/netip"
+	"time"
+)
+
+// Target is what a request or connection is for.
+type Target struct {
+	// Webspace is an opaque key; limits count per key.
+	Webspace string
+	// Port inside the instance.
+	Port int
+}
+
+// Router says which target a request belongs to.
+type Router interface {
+	// Route returns the target that serves a host name. host comes from the client, in any spelling, without port. It
+	// never blocks. The error is NotFound (github.com/containerd/errdefs) when nobody has this name.
+	Route(host string) (Target, error)
+}
+
+// Activator makes targets take connections. Implementations are safe for concurrent use.
+type Activator interface {
+	// Ready returns an endpoint if t is known to take connections now. It never blocks.
+	Ready(t Target) (Endpoint, bool)
+
+	// Activate boots t if need be and returns when it takes connections, when that has failed, or when ctx ends (then
+	// with ctx's error; the boot goes on for others). Failures that a client should hear of wrap a [*Failure]. Classes
+	// (github.com/containerd/errdefs): NotFound, there is no such target any more; ResourceExhausted, too many boots;
+	// Unavailable, the boot failed; FailedPrecondition, it runs, but nothing listens on the port.
+	Activate(ctx context.Context, t Target) (Endpoint, error)
+}
+
+// Endpoint is the right to connect to an address. While it is held, what answers there is in use: it is not stopped
+// for being idle, and a stop that is asked for waits a moment for it.
+type Endpoint struct {
+	Address netip.AddrPort
+	// Release gives the endpoint back and must be called once. An err that is not nil says that nothing could be
+	// reached at Address, so that the next Activate looks at the truth again.
+	Release func(err error)
+}
+
+// Failure is why a target can not be reached, in words for whoever asked.
+type Failure struct {
+	// Reason is shown to the client: one sentence that names nothing internal.
+	Reason string
+	// RetryAfter says when trying again makes sense; 0 if unknown.
+	RetryAfter time.Duration
+	// Err has the class and the details for the log. Never nil.
+	Err error
+}
+
+func (f *Failure) Error() string { return f.Reason + ": " + f.Err.Error() }
+func (f *Failure) Unwrap() error { return f.Err }
