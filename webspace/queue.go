@@ -1,0 +1,144 @@
+package webspace
+
+import (
+	"container/heap"
+	"context"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// queue holds the names of webspaces that have to be reconciled. A name is in it once, however often it is added; while
+// it is being worked on it can be added again and is handed out only afterwards. That bounds the queue by the number of
+// webspaces, and the work on each by one at a time.
+//
+// (client-go's workqueue does this and more, but the core imports no Kubernetes package.)
+type queue struct {
+	interval time.Duration // shortest time between two hand-outs of one name
+	base     time.Duration // first back-off after a failure; doubles up to limit
+	limit    time.Duration
+
+	mu      sync.Mutex
+	items   map[string]*item
+	waiting itemHeap
+	wake    chan struct{} // closed and replaced when an earlier item may be due
+}
+
+type item struct {
+	name     string
+	due      time.Time
+	last     time.Time // when it was handed out last
+	failures int
+	active   bool // being worked on
+	again    bool // added while active
+	index    int  // in the heap; -1 if not in it
+}
+
+func newQueue(interval, base, limit time.Duration) *queue {
+	return &queue{interval: interval, base: base, limit: limit, items: make(map[string]*item), wake: make(chan struct{})}
+}
+
+// add marks a name as dirty. It is due at once, or interval after it was handed out last.
+func (q *queue) add(name string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	it := q.items[name]
+	if it == nil {
+		it = &item{name: name, index: -1}
+		q.items[name] = it
+	}
+	if it.active {
+		it.again = true
+		return
+	}
+	// A failing name keeps its back-off: a guest that causes events all the time gains nothing by it.
+	if it.index < 0 {
+		q.schedule(it, it.last.Add(q.interval))
+	}
+}
+
+func (q *queue) schedule(it *item, due time.Time) {
+	it.due = due
+	heap.Push(&q.waiting, it)
+	close(q.wake)
+	q.wake = make(chan struct{})
+}
+
+// next returns a due name, which the caller gives back through done. It waits until there is one or ctx ends.
+func (q *queue) next(ctx context.Context) (string, error) {
+	for {
+		q.mu.Lock()
+		now := time.Now()
+		wake := q.wake
+		var timer <-chan time.Time
+		if len(q.waiting) > 0 {
+			it := q.waiting[0]
+			if !it.due.After(now) {
+				heap.Pop(&q.waiting)
+				it.active, it.last = true, now
+				q.mu.Unlock()
+				return it.name, nil
+			}
+			timer = time.After(it.due.Sub(now))
+		}
+		q.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return "", ctx.Err()
+		case <-wake:
+		case <-timer:
+		}
+	}
+}
+
+// done ends the work on a name. After a failure it comes back by itself, later each time.
+func (q *queue) done(name string, failed bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	it := q.items[name]
+	it.active = false
+	switch {
+	case failed:
+		delay := min(q.base<<min(it.failures, 30), q.limit)
+		it.failures++
+		// Jitter, so that what failed together does not come back together.
+		q.schedule(it, time.Now().Add(delay/2+rand.N(delay/2+1)))
+	case it.again:
+		it.failures = 0
+		q.schedule(it, it.last.Add(q.interval))
+	default:
+		delete(q.items, name)
+	}
+	it.again = false
+}
+
+// len is the number of names that are waiting or being worked on.
+func (q *queue) len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.items)
+}
+
+type itemHeap []*item
+
+func (h itemHeap) Len() int           { return len(h) }
+func (h itemHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
+func (h itemHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+
+func (h *itemHeap) Push(x any) {
+	it := x.(*item)
+	it.index = len(*h)
+	*h = append(*h, it)
+}
+
+func (h *itemHeap) Pop() any {
+	old := *h
+	it := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	it.index = -1
+	return it
+}
