@@ -265,7 +265,10 @@ func (f *Fake) put(instance webspace.Instance) {
 	i := &fakeInstance{Instance: instance}
 	i.Record = bytes.Clone(i.Record)
 	status := i.Status
-	i.Status = ""
+	if status == "" {
+		status = webspace.StatusStopped
+	}
+	i.Status = "" // whatever it is now, it is new
 	f.instances[i.Name] = i
 	if i.Address.IsValid() {
 		f.addresses[i.Address] = true

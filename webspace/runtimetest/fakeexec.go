@@ -1,6 +1,7 @@
 package runtimetest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -150,22 +151,42 @@ func (p *process) pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// cat copies in a goroutine of its own: a Read of Stdin can not be interrupted, and whoever passed it unblocks it.
+// cat reads in a goroutine of its own: a Read of Stdin can not be interrupted, so it may outlast the command, until
+// whoever passed Stdin ends it. What it reads then is lost.
 func (p *process) cat(ctx context.Context) error {
 	if p.Stdin == nil {
 		return nil
 	}
-	done := make(chan error, 1)
+	chunks, gone := make(chan []byte), make(chan struct{})
+	defer close(gone)
 	go func() {
-		_, err := io.Copy(p.Stdout, p.Stdin)
-		done <- err
+		defer close(chunks)
+		buffer := make([]byte, 32<<10)
+		for {
+			n, err := p.Stdin.Read(buffer)
+			select {
+			case chunks <- bytes.Clone(buffer[:n]):
+			case <-gone:
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
 	}()
-	select {
-	case err := <-done:
-		return err
-	case <-p.down:
-		return errDown
-	case <-ctx.Done():
-		return ctx.Err()
+	for {
+		select {
+		case chunk, ok := <-chunks:
+			if !ok {
+				return nil
+			}
+			if _, err := p.Stdout.Write(chunk); err != nil {
+				return err
+			}
+		case <-p.down:
+			return errDown
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
