@@ -2,7 +2,6 @@ package provider
 
 import (
 	"fmt"
-	"net/netip"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -31,12 +30,8 @@ func ParseHost(s string) (Host, error) {
 			return Host{}, hostError(s, fmt.Sprintf("%.64q is not a DNS label: 1 to 63 of a-z, 0-9 and '-', no '-' at either end", label))
 		}
 	}
-	if _, err := netip.ParseAddr(name); err == nil {
-		return Host{}, hostError(s, "an address is not a host name")
-	}
-	if isNumeric(labels[len(labels)-1]) {
-		// The last label of a name is never all digits (RFC 1123 2.1); some resolvers read such a name as an address.
-		return Host{}, hostError(s, "the last label is a number")
+	if isNumber(labels[len(labels)-1]) {
+		return Host{}, hostError(s, "the last label is a number, as in an address")
 	}
 	return Host{name}, nil
 }
@@ -77,7 +72,14 @@ func lowerASCII(s string) string {
 	}, s)
 }
 
-func isNumeric(label string) bool { return strings.Trim(label, "0123456789") == "" }
+// isNumber reports whether label is a decimal, octal or hexadecimal number. Names that end in one are not host names
+// (RFC 1123 section 2.1): browsers and C libraries read 127.1, 0177.0.0.1 and 127.0.0.0x1 as IPv4 addresses.
+func isNumber(label string) bool {
+	if hex, ok := strings.CutPrefix(label, "0x"); ok {
+		return strings.Trim(hex, "0123456789abcdef") == ""
+	}
+	return strings.Trim(label, "0123456789") == ""
+}
 
 func hostError(s, why string) error {
 	return fmt.Errorf("host name %.300q: %s: %w", s, why, errdefs.ErrInvalidArgument)

@@ -25,8 +25,8 @@ type Route struct {
 	Name string
 	// Hosts the route answers to, sorted, without duplicates; never empty.
 	Hosts []Host
-	// Backend is where requests go: "http://ADDRESS:PORT" for terminated HTTP, "tcp://ADDRESS:PORT" for TLS that is
-	// passed through by SNI.
+	// Backend is where requests go: "http://HOST:PORT" or "https://HOST:PORT" for HTTP that the proxy terminates,
+	// "tcp://HOST:PORT" for TLS that it passes through by SNI. HOST is an address, or a host name for the gateway.
 	Backend string
 }
 
@@ -62,19 +62,29 @@ func validateBackend(name, backend string) error {
 		return invalid("the scheme is not http, https or tcp")
 	}
 	port, err := strconv.ParseUint(u.Port(), 10, 16)
-	if err != nil || port == 0 {
-		return invalid("no port")
+	if err != nil || port == 0 || strconv.FormatUint(port, 10) != u.Port() {
+		return invalid("the port is not a number from 1 to 65535")
 	}
-	if _, err := netip.ParseAddr(u.Hostname()); err != nil {
-		if _, err := ParseHost(u.Hostname()); err != nil && !IsLabel(u.Hostname()) {
-			return invalid("neither an address nor a host name")
-		}
+	if !isBackendHost(u.Hostname()) {
+		return invalid("neither an address nor a host name")
 	}
 	// Anything beyond scheme://host:port would have to survive each proxy's own syntax; nothing needs it.
 	if u.String() != u.Scheme+"://"+u.Host || u.String() != backend {
 		return invalid("more than scheme, host and port")
 	}
 	return nil
+}
+
+// isBackendHost reports whether s is an address or a host name, one of a single label ("gateway") included.
+func isBackendHost(s string) bool {
+	if _, err := netip.ParseAddr(s); err == nil {
+		return true
+	}
+	if IsLabel(s) {
+		return !isNumber(s)
+	}
+	_, err := ParseHost(s)
+	return err == nil
 }
 
 // Equal reports whether r and other say the same.
@@ -99,8 +109,9 @@ type Provider interface {
 
 	// Apply carries out changes. It is idempotent: putting a route that stands and deleting one that does not are
 	// successes. Each put replaces the route in one step: a reverse proxy sees the old one or the new one, never
-	// neither. Each change is tried whether or not others fail; failures are joined errors of type [*RouteError].
-	// When ctx ends half-way, what is done stays done.
+	// neither. Each change is tried whether or not others fail; failures are joined errors of type [*RouteError],
+	// among them AlreadyExists when something that is not this deployment's is in the place of a put. When nothing
+	// at all can be done (the store is away), one plain error says so. When ctx ends half-way, what is done stays done.
 	Apply(ctx context.Context, changes Changes) error
 }
 
