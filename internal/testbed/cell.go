@@ -103,7 +103,7 @@ func (c *cell) open(wrap string, env []string, daemon ...string) error {
 	c.cmd.Env = append(append(os.Environ(), "CELL_LOG="+c.log()), env...)
 	c.cmd.Dir = "/"
 	c.cmd.Stderr = os.Stderr
-	c.cmd.SysProcAttr = ownGroup() // a ^C at the terminal is for the test process alone
+	c.cmd.SysProcAttr = ownGroup()
 	in, err := c.cmd.StdinPipe()
 	if err != nil {
 		return err
@@ -144,6 +144,11 @@ func (c *cell) close() {
 // clean removes what outlives the processes of a cell. The caller holds its lock and knows that none is left.
 func (c *cell) clean() {
 	for _, name := range c.instances() {
+		for _, chain := range []string{"in", "fwd"} {
+			for _, table := range []string{"lxd", "incus"} {
+				exec.Command("nft", "delete", "chain", "bridge", table, chain+"."+name+".eth0").Run()
+			}
+		}
 		// Only empty groups can be removed, so a container of the same name in another engine is safe.
 		for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
 			for _, role := range []string{"payload", "monitor"} {

@@ -38,9 +38,11 @@ type Engine struct {
 	Subnet  netip.Prefix
 	// Profile has a root disk, and eth0 on Network.
 	Profile string
-	// Filtered is Profile with IPv4 and MAC filtering; empty if the host's kernel or tools can not do it. The chains of
-	// packet filter rules are named by the instance alone, host-wide: use instance names of your own with it.
+	// Filtered is Profile with IPv4 and MAC filtering; empty if the host's kernel or tools can not do it. Engines name
+	// packet filter chains by the instance alone, host-wide, so names of instances that use it begin with Prefix.
 	Filtered string
+	// Prefix begins names of instances that no other engine on this host uses.
+	Prefix string
 	// Image is the alias of [Hello].
 	Image string
 	// Pool is the storage pool.
@@ -100,6 +102,7 @@ func newEngine(k kind, c *cell) *Engine {
 		Profile: "default",
 		Image:   "hello",
 		Pool:    "default",
+		Prefix:  fmt.Sprintf("ws%d-", c.number),
 
 		ServerCert: filepath.Join(dir, "server.crt"),
 		ClientCert: filepath.Join(c.directory, "client.crt"),
@@ -167,7 +170,7 @@ func (e *Engine) configure() error {
 	if e.kind == incus {
 		trust = []string{"config", "trust", "add-certificate", e.ClientCert}
 	}
-	for _, args := range [][]string{
+	commands := [][]string{
 		{"config", "set", "core.https_address", https},
 		trust,
 		{"storage", "create", e.Pool, "dir"},
@@ -177,12 +180,30 @@ func (e *Engine) configure() error {
 		{"profile", "set", e.Profile, "raw.lxc=lxc.signal.halt=SIGUSR2"},
 		{"profile", "device", "add", e.Profile, "root", "disk", "path=/", "pool=" + e.Pool},
 		{"profile", "device", "add", e.Profile, "eth0", "nic", "network=" + e.Network, "name=eth0"},
-	} {
+	}
+	if canFilter() {
+		e.Filtered = "filtered"
+		commands = append(commands,
+			[]string{"profile", "copy", e.Profile, e.Filtered},
+			[]string{"profile", "device", "set", e.Filtered, "eth0", "security.mac_filtering=true", "security.ipv4_filtering=true"})
+	}
+	for _, args := range commands {
 		if err := e.run(args...); err != nil {
 			return err
 		}
 	}
 	return e.importImage(e.Image, Hello())
+}
+
+// canFilter reports whether nftables can filter on bridges here.
+func canFilter() bool {
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(fmt.Sprintf(`
+		add table bridge webspaced-test-%[1]d
+		add chain bridge webspaced-test-%[1]d probe { type filter hook forward priority 0; }
+		add rule bridge webspaced-test-%[1]d probe ether type arp arp saddr ip 198.18.0.1 drop
+		delete table bridge webspaced-test-%[1]d`, os.Getpid()))
+	return cmd.Run() == nil
 }
 
 // Kill kills the daemon, as a crash would. Instances go on running.

@@ -84,6 +84,29 @@ func testEngine(t *testing.T, e *testbed.Engine) {
 		}, 30*time.Second, 50*time.Millisecond)
 		e.Delete(t, "bed-b")
 	})
+	t.Run("filtering", func(t *testing.T) {
+		if e.Filtered == "" {
+			t.Skip("no packet filter for bridges here")
+		}
+		name := e.Prefix + "filtered"
+		t.Cleanup(func() { e.Delete(t, name) })
+		for _, profile := range []string{e.Profile, e.Filtered} {
+			e.Delete(t, name)
+			e.Run(t, "launch", e.Image, name, "--profile", profile)
+			own, other := e.Address(t, name), e.Gateway.Next()
+			for own == other || address == other {
+				other = other.Next()
+			}
+			e.Run(t, "exec", name, "--", "ip", "address", "add", other.String()+"/32", "dev", "eth0")
+			require.Equal(t, "hello from "+name+"\n", get(t, own, "/"))
+			if profile == e.Profile {
+				require.Equal(t, "hello from "+name+"\n", get(t, other, "/"), "without a filter the guest gives itself an address")
+				continue
+			}
+			_, err := client.Get("http://" + other.String())
+			require.Error(t, err, "an address that the guest gave itself is reached")
+		}
+	})
 	t.Run("a late web server", func(t *testing.T) {
 		e.ImportImage(t, "late", testbed.Late(time.Second))
 		e.Run(t, "launch", "late", "bed-b")

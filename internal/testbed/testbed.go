@@ -22,9 +22,6 @@ import (
 	"testing"
 )
 
-// Cache is where test/install leaves what takes long to make.
-const Cache = "/var/cache/webspaced-test"
-
 // started is what runs in this test process. Sharing real parts among all tests of a binary is its whole point.
 var started struct {
 	sync.Mutex
