@@ -1,0 +1,227 @@
+// Package config loads the daemon's configuration: a YAML file, environment variables over it, defaults under it.
+//
+// Each key is declared once, as a field of [Config]: its name, default, limits and documentation are the field's tags,
+// and everything else (loading, environment variables, the twins that name a file, the sample file) follows from them.
+// [Load] reports every mistake it finds at once, each with its key and where it stands.
+//
+// The tags are
+//
+//	yaml      the key's name in its section
+//	default   the value when nothing sets it, written as in YAML
+//	enum      the values it may have, separated by |
+//	min, max  limits of a number or duration; without min, negative values are refused
+//	file      "yes": the key has a twin NAME_file that names a file with the value
+//	replaced  the key is accepted, does nothing, and this says what to use instead
+//	sample    the value in the sample file, where the key then stands uncommented
+//	example   what the sample file shows, commented, for a key without a default
+//	doc       what it means
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Config is the effective configuration. It is not changed after [Load].
+type Config struct {
+	LogLevel  Level  `yaml:"log_level" default:"info" doc:"Messages below this level are not logged: trace, debug, info, warn or error."`
+	LogFormat string `yaml:"log_format" default:"text" enum:"text|json" doc:"How log messages are written: text or json."`
+	Runtime   string `yaml:"runtime" default:"lxd" enum:"lxd|local" doc:"What runs instances: lxd (LXD or Incus), or local (processes of this host without any isolation; for trying and developing)."`
+
+	Timeouts  Timeouts  `yaml:"timeouts" doc:"How long the daemon may take. Durations are written as 30s or 1m30s; a plain number means seconds, here and everywhere."`
+	Identity  Identity  `yaml:"identity" doc:"Who the users are."`
+	IAM       IAM       `yaml:"iam" doc:"The iamd server (identity.provider iamd)."`
+	LXD       LXD       `yaml:"lxd" doc:"The LXD or Incus server (runtime lxd)."`
+	Local     Local     `yaml:"local" doc:"Instances as processes of this host (runtime local)."`
+	Webspaces Webspaces `yaml:"webspaces" doc:"Webspaces and what they may do."`
+	HTTP      HTTP      `yaml:"http" doc:"The REST API."`
+	Gateway   Gateway   `yaml:"gateway" doc:"The gateway, which holds requests while the webspace they are for boots."`
+	Traefik   Traefik   `yaml:"traefik" doc:"Routes for the reverse proxy in front."`
+	TLS       TLS       `yaml:"tls" doc:"Certificates of custom domains."`
+
+	// File is the file that was loaded; empty if there was none.
+	File string `yaml:"-"`
+}
+
+// Timeouts bound what the daemon itself does.
+type Timeouts struct {
+	Startup  time.Duration `yaml:"startup" default:"30s" min:"1s" doc:"How long the daemon tries to reach what it depends on before it gives up."`
+	Shutdown time.Duration `yaml:"shutdown" default:"30s" min:"1s" doc:"How long requests under way may go on once the daemon has been told to end."`
+}
+
+// Identity says where users come from.
+type Identity struct {
+	Provider string        `yaml:"provider" enum:"iamd|oidc|static" example:"static" doc:"iamd, oidc or static. Without it iamd if iam.url is set, else static."`
+	CacheTTL time.Duration `yaml:"cache_ttl" default:"30s" doc:"How long an answer of the provider is used again; 0 asks each time."`
+	Static   Static        `yaml:"static" doc:"Users listed here (identity.provider static)."`
+	OIDC     OIDC          `yaml:"oidc" doc:"An OpenID Connect issuer (identity.provider oidc)."`
+}
+
+// Static lists users.
+type Static struct {
+	Users []User `yaml:"users" doc:"The users. The IDs own the webspaces: an ID is never given to somebody else."`
+}
+
+// User is a user of the static identity provider.
+type User struct {
+	ID       int64  `yaml:"id" min:"1" sample:"1000" doc:"Number that identifies the user for ever."`
+	Username string `yaml:"username" sample:"alice" doc:"Name of the user and of the default domain: username.webspaces.domain."`
+	Admin    bool   `yaml:"admin" default:"false" doc:"Whether the user reaches every webspace."`
+	SSHKey   string `yaml:"ssh_key" example:"ssh-ed25519 AAAA... alice@laptop" doc:"Public key in authorized_keys format."`
+	Token    Secret `yaml:"token" file:"yes" sample:"/etc/webspaced/alice.token" doc:"Bearer token, or a file with it: 'openssl rand -hex 32' makes a good one."`
+}
+
+// OIDC describes an OpenID Connect issuer and which claims say what.
+type OIDC struct {
+	Issuer        URL    `yaml:"issuer" example:"https://accounts.example.org" doc:"The issuer's URL."`
+	Audience      string `yaml:"audience" example:"webspaced" doc:"What a token's audience must contain."`
+	UsernameClaim string `yaml:"username_claim" default:"preferred_username" doc:"Claim with the username."`
+	IDClaim       string `yaml:"id_claim" example:"uid_number" doc:"Claim with the numeric ID."`
+	AdminClaim    string `yaml:"admin_claim" example:"groups" doc:"Claim that says who is an admin."`
+	AdminValue    string `yaml:"admin_value" example:"webspace-admins" doc:"Value of that claim, or an element of it, that makes an admin."`
+	SSHKeyClaim   string `yaml:"ssh_key_claim" example:"ssh_public_key" doc:"Claim with the SSH public key."`
+}
+
+// IAM says how iamd is reached.
+type IAM struct {
+	URL           URL    `yaml:"url" example:"https://iam.example.org/v1" doc:"Base URL of its API."`
+	Token         Secret `yaml:"token" file:"yes" example:"/etc/webspaced/iam.token" doc:"Token of an admin, with which users are looked up."`
+	AllowInsecure bool   `yaml:"allow_insecure" default:"false" doc:"Do not verify its certificate."`
+}
+
+// LXD says how LXD or Incus is reached.
+type LXD struct {
+	UnixSocket string `yaml:"unix_socket" example:"/var/lib/lxd/unix.socket" doc:"Its socket. With neither unix_socket nor url, the usual places are tried."`
+	URL        URL    `yaml:"url" example:"https://lxd.example.org:8443" doc:"Its URL, instead of the socket."`
+	Project    string `yaml:"project" default:"default" doc:"The project that the instances are in."`
+	TLS        LXDTLS `yaml:"tls" doc:"Certificates for url."`
+}
+
+// LXDTLS has certificates in PEM format.
+type LXDTLS struct {
+	CA            string `yaml:"ca" file:"yes" example:"/etc/webspaced/lxd-ca.crt" doc:"Certificate of the authority that signed the server's."`
+	ServerCert    string `yaml:"server_cert" file:"yes" example:"/etc/webspaced/lxd-server.crt" doc:"The server's own certificate, if no authority signed it."`
+	ClientCert    string `yaml:"client_cert" file:"yes" example:"/etc/webspaced/lxd-client.crt" doc:"Our certificate."`
+	ClientKey     Secret `yaml:"client_key" file:"yes" example:"/etc/webspaced/lxd-client.key" doc:"Its private key."`
+	TrustPassword Secret `yaml:"trust_password" file:"yes" example:"/etc/webspaced/lxd.password" doc:"Password with which the server is asked once to trust our certificate."`
+	AllowInsecure bool   `yaml:"allow_insecure" default:"false" doc:"Do not verify the server's certificate."`
+}
+
+// Local says where local instances live.
+type Local struct {
+	Directory string `yaml:"directory" default:"/var/lib/webspaced" doc:"Directory for the instances' files."`
+}
+
+// Webspaces has what holds for all webspaces.
+type Webspaces struct {
+	Domain          Domain         `yaml:"domain" sample:"webspaces.example.org" doc:"A webspace's default domain is USERNAME.DOMAIN. Required."`
+	LXDProfile      string         `yaml:"lxd_profile" default:"default" doc:"Profile that new instances get."`
+	InstancePrefix  string         `yaml:"instance_prefix" default:"ws-" doc:"Instances are named PREFIXuID, such as ws-u1000. Instances with another prefix are left alone."`
+	MaxStartupDelay time.Duration  `yaml:"max_startup_delay" default:"60s" min:"1s" doc:"The longest startup_delay that a user may choose."`
+	IPTimeout       time.Duration  `yaml:"ip_timeout" default:"30s" min:"1s" doc:"How long to wait for the address of an instance that has started."`
+	ConfigDefaults  ConfigDefaults `yaml:"config_defaults" doc:"Configuration of a webspace whose user has not changed it."`
+	Ports           Ports          `yaml:"ports" doc:"Port forwards."`
+}
+
+// ConfigDefaults is the configuration of a new webspace.
+type ConfigDefaults struct {
+	StartupDelay   time.Duration `yaml:"startup_delay" default:"3s" doc:"The longest time to wait, after the instance has started, until its port takes connections."`
+	HTTPPort       int           `yaml:"http_port" default:"80" min:"1" max:"65535" doc:"Port in the instance that requests go to."`
+	SNIPassthrough bool          `yaml:"sni_passthrough" default:"false" doc:"Pass TLS connections through instead of terminating them."`
+}
+
+// Ports bounds port forwards.
+type Ports struct {
+	Start             int    `yaml:"start" default:"49152" min:"1" max:"65535" doc:"The first external port."`
+	End               int    `yaml:"end" default:"65535" min:"1" max:"65535" doc:"The last external port."`
+	Max               int    `yaml:"max" default:"64" max:"65535" doc:"How many forwards a webspace may have."`
+	KubernetesService string `yaml:"kubernetes_service" example:"webspaced-ports" doc:"Kubernetes Service that gets the forwarded ports."`
+}
+
+// HTTP says where the REST API is.
+type HTTP struct {
+	ListenAddress Address `yaml:"listen_address" default:":8080" doc:"Where the API listens: ADDRESS:PORT, or :PORT for every address."`
+	CORS          CORS    `yaml:"cors" doc:"Web pages of other origins that may use the API."`
+}
+
+// CORS lists origins.
+type CORS struct {
+	AllowedOrigins []Origin `yaml:"allowed_origins" example:"[https://dashboard.example.org]" doc:"Origins such as https://dashboard.example.org, or \"*\" for all. Without any, browsers keep other pages out."`
+}
+
+// Gateway says where the gateway is and what it takes.
+type Gateway struct {
+	HTTPListenAddress  Address        `yaml:"http_listen_address" default:":8081" doc:"Where the gateway takes HTTP requests."`
+	TLSListenAddress   Address        `yaml:"tls_listen_address" example:":8443" doc:"Where it takes TLS connections that are passed through; without it nowhere."`
+	HoldTimeout        time.Duration  `yaml:"hold_timeout" default:"50s" min:"1s" doc:"How long a request waits at most for its webspace. Stay below the read timeout of the proxy in front (Traefik: 60s)."`
+	MaxHeldPerWebspace int            `yaml:"max_held_per_webspace" default:"1024" min:"1" doc:"How many requests may wait for one webspace."`
+	MaxHeldPerSource   int            `yaml:"max_held_per_source" default:"64" min:"1" doc:"How many requests of one client address may wait."`
+	MaxHeld            int            `yaml:"max_held" default:"10000" min:"1" doc:"How many requests may wait in total."`
+	TrustedProxies     []netip.Prefix `yaml:"trusted_proxies" example:"[127.0.0.1, 198.18.0.0/24]" doc:"Addresses and networks whose X-Forwarded-* headers are believed."`
+}
+
+// Traefik says which routes are written where.
+type Traefik struct {
+	Provider        string        `yaml:"provider" default:"none" enum:"kubernetes|redis|file|http|none" doc:"Where routes are written: kubernetes, redis, file, http or none."`
+	Mode            string        `yaml:"mode" default:"direct" enum:"direct|inline" doc:"direct: the route of a running webspace goes straight to its instance. inline: all routes go to the gateway, always."`
+	WebspacedURL    URL           `yaml:"webspaced_url" example:"http://127.0.0.1:8081" doc:"The URL at which Traefik reaches the gateway. Required with a provider."`
+	HTTPEntryPoint  string        `yaml:"http_entrypoint" default:"web" doc:"Traefik's entry point for HTTP."`
+	HTTPSEntryPoint string        `yaml:"https_entrypoint" default:"websecure" doc:"Traefik's entry point for HTTPS."`
+	DefaultSANs     []string      `yaml:"default_sans" example:"[webspaces.example.org, \"*.webspaces.example.org\"]" doc:"Names in the certificate of the default domains."`
+	Settle          time.Duration `yaml:"settle" default:"3s" doc:"How long Traefik may take to follow a changed route."`
+	IAMToken        Secret        `yaml:"iam_token" file:"yes" example:"/etc/webspaced/iam.token" replaced:"the gateway boots webspaces by itself and needs no token; remove the key" doc:"Has no effect any more."`
+	File            TraefikFile   `yaml:"file" doc:"A directory that Traefik watches (provider file)."`
+	Redis           TraefikRedis  `yaml:"redis" doc:"A Redis that Traefik watches (provider redis)."`
+	Kubernetes      TraefikKube   `yaml:"kubernetes" doc:"Custom resources of Traefik (provider kubernetes)."`
+}
+
+// TraefikFile is where provider/file writes.
+type TraefikFile struct {
+	Directory string `yaml:"directory" example:"/etc/traefik/dynamic" doc:"The directory of Traefik's file provider. Only files of our own are touched."`
+}
+
+// TraefikRedis is where provider/redis writes.
+type TraefikRedis struct {
+	Addr         string `yaml:"addr" example:"127.0.0.1:6379" doc:"Its address and port."`
+	DB           int    `yaml:"db" default:"0" doc:"Number of the database."`
+	Username     string `yaml:"username" example:"webspaced" doc:"User, if it asks for one."`
+	Password     Secret `yaml:"password" file:"yes" example:"/etc/webspaced/redis.password" doc:"Password, if it asks for one."`
+	TLS          bool   `yaml:"tls" default:"false" doc:"Connect with TLS."`
+	RootKey      string `yaml:"root_key" default:"traefik" doc:"First part of every key, as Traefik is told."`
+	CertResolver string `yaml:"cert_resolver" example:"letsencrypt" doc:"Traefik's certificate resolver for custom domains."`
+}
+
+// TraefikKube is where provider/kubernetes writes.
+type TraefikKube struct {
+	Namespace      string `yaml:"namespace" example:"webspaces" doc:"Namespace of the resources; without it that of the daemon."`
+	Kubeconfig     string `yaml:"kubeconfig" example:"/etc/webspaced/kubeconfig" doc:"How the cluster is reached; without it as a pod of it."`
+	DefaultSecret  string `yaml:"default_secret" example:"webspaces-tls" doc:"Secret with the certificate of the default domains."`
+	ClusterIssuer  string `yaml:"cluster_issuer" example:"letsencrypt" doc:"cert-manager's issuer for custom domains."`
+	GatewayService string `yaml:"gateway_service" example:"webspaced" doc:"Service at which the gateway is reached."`
+}
+
+// TLS says who gets certificates for custom domains.
+type TLS struct {
+	Provider string    `yaml:"provider" default:"none" enum:"none|certmanager|acme|resolver|static" doc:"certmanager, acme, resolver, static or none."`
+	ACME     ACME      `yaml:"acme" doc:"An ACME authority (provider acme)."`
+	Static   TLSStatic `yaml:"static" doc:"Certificates from files (provider static)."`
+}
+
+// ACME is an ACME account.
+type ACME struct {
+	DirectoryURL URL    `yaml:"directory_url" default:"https://acme-v02.api.letsencrypt.org/directory" doc:"The authority's directory."`
+	Email        string `yaml:"email" example:"webmaster@example.org" doc:"Where the authority writes to."`
+	Storage      string `yaml:"storage" default:"/var/lib/webspaced/acme" doc:"Directory for the account and the certificates."`
+	CAFile       string `yaml:"ca_file" example:"/etc/webspaced/acme-ca.crt" doc:"File with the certificate of an authority that is not publicly trusted."`
+}
+
+// TLSStatic lists certificates.
+type TLSStatic struct {
+	Certificates []Certificate `yaml:"certificates" doc:"The certificates."`
+}
+
+// Certificate names the files of a certificate, in PEM format.
+type Certificate struct {
+	CertFile string `yaml:"cert_file" example:"/etc/webspaced/example.org.crt" doc:"File with the certificate and its chain."`
+	KeyFile  string `yaml:"key_file" example:"/etc/webspaced/example.org.key" doc:"File with its private key."`
+}
