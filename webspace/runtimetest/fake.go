@@ -80,6 +80,7 @@ type fakeInstance struct {
 	flight    *flight
 	site      *site
 	down      chan struct{} // closed when a running instance stops
+	commands  int           // that run
 	log       []byte
 }
 
@@ -334,7 +335,7 @@ func (f *Fake) State(ctx context.Context, name string) (state webspace.State, er
 		state.StartedAt = i.startedAt
 		state.CPU = time.Since(i.startedAt)/100 + time.Millisecond
 		state.Memory = 16 << 20
-		state.Processes = 3
+		state.Processes = 3 + int64(i.commands)
 		state.Disks = map[string]int64{"root": 1 << 20}
 		state.Interfaces = map[string]webspace.Interface{"eth0": {
 			MAC: "00:16:3e:00:00:01", MTU: 1500, State: "up",

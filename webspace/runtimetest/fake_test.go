@@ -177,3 +177,23 @@ func BenchmarkFakeList(b *testing.B) {
 		_, _ = f.List(b.Context(), "ws-u")
 	}
 }
+
+// harness returns the suite's harness for a fake that takes its time, wrapped.
+func harness(wrap func(*runtimetest.Fake) webspace.Runtime) runtimetest.Harness {
+	return runtimetest.Harness{
+		New: func(*testing.T) webspace.Runtime {
+			return wrap(runtimetest.NewFake(&runtimetest.FakeOptions{
+				BootDelay: 5 * time.Millisecond,
+				StopDelay: 5 * time.Millisecond,
+			}))
+		},
+		Image:   "hello",
+		Timeout: 5 * time.Second,
+		Watcher: true, Imager: true, Execer: true, Logger: true,
+		Prints: true, Users: true,
+	}
+}
+
+func TestFake(t *testing.T) {
+	runtimetest.Run(t, harness(func(f *runtimetest.Fake) webspace.Runtime { return f }))
+}

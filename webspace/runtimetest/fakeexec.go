@@ -8,6 +8,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -32,10 +33,17 @@ func (f *Fake) Exec(ctx context.Context, name string, opts webspace.ExecOptions)
 			f.mu.Unlock()
 			return err
 		}
-		down := i.down
+		i.commands++
+		p := process{ExecOptions: opts, down: i.down}
 		f.mu.Unlock()
-
-		p := process{ExecOptions: opts, down: down}
+		defer func() {
+			f.mu.Lock()
+			i.commands--
+			f.mu.Unlock()
+		}()
+		if opts.Terminal != nil {
+			defer p.attach()()
+		}
 		if p.Stdout == nil {
 			p.Stdout = io.Discard
 		}
@@ -61,14 +69,51 @@ func (f *Fake) Exec(ctx context.Context, name string, opts webspace.ExecOptions)
 
 type process struct {
 	webspace.ExecOptions
-	down <-chan struct{}
+	down   <-chan struct{}
+	killed chan struct{} // by a signal
+
+	mu   sync.Mutex
+	size webspace.TerminalSize
+}
+
+// attach follows what happens to the terminal until the function it returns is called.
+func (p *process) attach() (detach func()) {
+	p.size = webspace.TerminalSize{Width: p.Terminal.Width, Height: p.Terminal.Height}
+	p.killed = make(chan struct{})
+	resize, signal, done := p.Terminal.Resize, p.Terminal.Signal, make(chan struct{})
+	var group sync.WaitGroup
+	group.Go(func() {
+		for {
+			select {
+			case size, ok := <-resize:
+				if !ok {
+					resize = nil
+					continue
+				}
+				p.mu.Lock()
+				p.size = size
+				p.mu.Unlock()
+			case _, ok := <-signal:
+				signal = nil
+				if ok {
+					close(p.killed)
+				}
+			case <-done:
+				return
+			}
+		}
+	})
+	return func() {
+		close(done)
+		group.Wait()
+	}
 }
 
 type exitError int
 
 func (e exitError) Error() string { return "exit " + strconv.Itoa(int(e)) }
 
-var errDown = errors.New("the instance went down")
+var errDown = errors.New("killed, or the instance went down")
 
 func (p *process) run(ctx context.Context, argv []string) (int, error) {
 	command := argv[0][strings.LastIndexByte(argv[0], '/')+1:]
@@ -116,7 +161,10 @@ func (p *process) run(ctx context.Context, argv []string) (int, error) {
 	case command == "id" && line == "-u":
 		return print(strconv.FormatUint(uint64(p.User), 10))
 	case command == "stty" && line == "size" && p.Terminal != nil:
-		return print(fmt.Sprint(p.Terminal.Height, p.Terminal.Width))
+		p.mu.Lock()
+		size := p.size
+		p.mu.Unlock()
+		return print(fmt.Sprint(size.Height, size.Width))
 	case command == "printenv":
 		value, ok := p.Env[line]
 		if !ok {
@@ -145,6 +193,8 @@ func (p *process) pause(ctx context.Context, d time.Duration) error {
 	case <-timer.C:
 		return nil
 	case <-p.down:
+		return errDown
+	case <-p.killed:
 		return errDown
 	case <-ctx.Done():
 		return ctx.Err()
@@ -184,6 +234,8 @@ func (p *process) cat(ctx context.Context) error {
 				return err
 			}
 		case <-p.down:
+			return errDown
+		case <-p.killed:
 			return errDown
 		case <-ctx.Done():
 			return ctx.Err()
