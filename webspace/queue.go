@@ -31,6 +31,7 @@ type item struct {
 	failures int
 	active   bool // being worked on
 	again    bool // added while active
+	idle     bool // done, and kept only to remember last until interval has passed
 	index    int  // in the heap; -1 if not in it
 }
 
@@ -51,9 +52,11 @@ func (q *queue) add(name string) {
 		it.again = true
 		return
 	}
-	// A failing name keeps its back-off: a guest that causes events all the time gains nothing by it.
+	// What waits already keeps its time: neither a failing name nor a guest that causes events all the time gains
+	// anything by being added again.
+	it.idle = false
 	if it.index < 0 {
-		q.schedule(it, it.last.Add(q.interval))
+		q.schedule(it, time.Now())
 	}
 }
 
@@ -75,6 +78,11 @@ func (q *queue) next(ctx context.Context) (string, error) {
 			it := q.waiting[0]
 			if !it.due.After(now) {
 				heap.Pop(&q.waiting)
+				if it.idle {
+					delete(q.items, it.name)
+					q.mu.Unlock()
+					continue
+				}
 				it.active, it.last = true, now
 				q.mu.Unlock()
 				return it.name, nil
@@ -103,11 +111,10 @@ func (q *queue) done(name string, failed bool) {
 		it.failures++
 		// Jitter, so that what failed together does not come back together.
 		q.schedule(it, time.Now().Add(delay/2+rand.N(delay/2+1)))
-	case it.again:
-		it.failures = 0
-		q.schedule(it, it.last.Add(q.interval))
 	default:
-		delete(q.items, name)
+		it.failures = 0
+		it.idle = !it.again
+		q.schedule(it, it.last.Add(q.interval))
 	}
 	it.again = false
 }
@@ -116,7 +123,13 @@ func (q *queue) done(name string, failed bool) {
 func (q *queue) len() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.items)
+	n := 0
+	for _, it := range q.items {
+		if !it.idle {
+			n++
+		}
+	}
+	return n
 }
 
 type itemHeap []*item

@@ -1,0 +1,467 @@
+package webspace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/netsoc/webspaced/proxy"
+)
+
+var (
+	_ proxy.Router    = (*Manager)(nil)
+	_ proxy.Activator = (*Manager)(nil)
+)
+
+// activation is the part of a webspace's entry that the data path works on.
+type activation struct {
+	mu       sync.Mutex
+	endpoint netip.Addr        // the address while the instance runs, else zero
+	since    time.Time         // when it was first seen to run there
+	ports    map[int]readiness // what is known of the ports there
+	changed  chan struct{}     // closed and replaced when any of these change
+
+	leases   int
+	draining bool          // no endpoint is handed out: the instance is about to stop
+	idle     chan struct{} // closed when draining and without leases
+
+	halts    int // how often we stopped it ourselves
+	failures int // boots that failed in a row
+	retryAt  time.Time
+	lastErr  error
+}
+
+type readiness int
+
+const (
+	unknown readiness = iota
+	accepting
+	silent
+)
+
+func (a *activation) init() {
+	a.ports = make(map[int]readiness)
+	a.changed = make(chan struct{})
+}
+
+func (a *activation) wake() {
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+// observe takes in what was read of the instance.
+func (a *activation) observe(status Status, address netip.Addr) {
+	if status != StatusRunning {
+		address = netip.Addr{}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.endpoint == address {
+		return
+	}
+	a.endpoint, a.since = address, time.Now()
+	clear(a.ports)
+	a.wake()
+}
+
+func (a *activation) readiness(port int) readiness {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.ports[port]
+}
+
+// setReadiness notes the result of a probe, unless the instance is no longer where it was probed.
+func (a *activation) setReadiness(at netip.AddrPort, r readiness) (changed bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	port := int(at.Port())
+	if a.endpoint != at.Addr() || a.ports[port] == r {
+		return false
+	}
+	if len(a.ports) >= 256 {
+		clear(a.ports) // a bound; forgetting costs a probe
+	}
+	a.ports[port] = r
+	if r == accepting {
+		a.failures, a.retryAt, a.lastErr = 0, time.Time{}, nil
+	}
+	return true
+}
+
+// Route implements [proxy.Router].
+func (m *Manager) Route(host string) (proxy.Target, error) {
+	if len(host) > 0 && host[len(host)-1] == '.' {
+		host = host[:len(host)-1]
+	}
+	if len(host) > 253 {
+		return proxy.Target{}, errNobody
+	}
+	e := m.index.ownerOf(asciiLower(host))
+	if e == nil {
+		return proxy.Target{}, errNobody
+	}
+	v := m.index.look(e)
+	if !v.routable() || v.record.Config.SNIPassthrough {
+		return proxy.Target{}, errNobody
+	}
+	return proxy.Target{Webspace: e.name, Port: v.record.Config.HTTPPort}, nil
+}
+
+var errNobody = fmt.Errorf("no webspace has this host name: %w", errdefs.ErrNotFound)
+
+// Ready implements [proxy.Activator].
+func (m *Manager) Ready(t proxy.Target) (proxy.Endpoint, bool) {
+	e := m.index.find(t.Webspace)
+	if e == nil {
+		return proxy.Endpoint{}, false
+	}
+	a := &e.activation
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.draining || !a.endpoint.IsValid() || a.ports[t.Port] != accepting {
+		return proxy.Endpoint{}, false
+	}
+	a.leases++
+	at := netip.AddrPortFrom(a.endpoint, uint16(t.Port))
+	var once sync.Once
+	return proxy.Endpoint{Address: at, Release: func(err error) {
+		once.Do(func() { m.release(e, at, err) })
+	}}, true
+}
+
+func (m *Manager) release(e *entry, at netip.AddrPort, err error) {
+	if err != nil {
+		// Whatever the reason, the next activation probes again, and the reconciler has a look.
+		if e.activation.setReadiness(at, silent) {
+			m.dirty(e.name)
+		}
+	}
+	a := &e.activation
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.leases--
+	if a.leases == 0 && a.draining {
+		close(a.idle)
+	}
+}
+
+// Activate implements [proxy.Activator]: it boots the webspace if need be and waits until the port takes connections.
+func (m *Manager) Activate(ctx context.Context, t proxy.Target) (proxy.Endpoint, error) {
+	if !validPort(t.Port) {
+		return proxy.Endpoint{}, invalid("port %d is not between 1 and 65535", t.Port)
+	}
+	for {
+		if endpoint, ok := m.Ready(t); ok {
+			return endpoint, nil
+		}
+		// Between the end of a flight and the lease, the instance may be gone again: then there is another flight.
+		if _, err := m.activations.do(ctx, flightKey{t, false}, func(ctx context.Context) (struct{}, error) {
+			ctx, cancel := context.WithTimeout(ctx, m.opts.StartTimeout+m.opts.AddressTimeout+m.opts.StopGrace+m.opts.MaxStartupDelay)
+			defer cancel()
+			err := m.activate(ctx, t)
+			if err != nil {
+				m.log.Warn("activation failed", "webspace", t.Webspace, "port", t.Port, "error", err)
+			}
+			return struct{}{}, err
+		}); err != nil {
+			return proxy.Endpoint{}, err
+		}
+	}
+}
+
+// flightKey names a flight: an activation, or a probe that boots nothing.
+type flightKey struct {
+	target proxy.Target
+	probe  bool
+}
+
+// errGone says that an instance ended while it was waited for.
+var errGone = errors.New("the instance stopped while it started up")
+
+// maxBootSlot is how long after its start an instance counts as booting for the limit of boots at a time.
+const maxBootSlot = 10 * time.Second
+
+// activate is one flight. An instance that ends while it boots is started again a few times: shut down by its user, by
+// a crash, or by us, that is no reason for whoever waits to get nothing.
+func (m *Manager) activate(ctx context.Context, t proxy.Target) error {
+	const boots = 3
+	for failed := 0; ; {
+		e := m.index.find(t.Webspace)
+		if e == nil {
+			return errNobody
+		}
+		halts := e.activation.haltCount()
+		at, booted, done, err := m.ensureRunning(ctx, e, t.Port)
+		if err == nil {
+			// A member who asks for a long startupDelay does not keep the others waiting for all of it.
+			limit := time.AfterFunc(maxBootSlot, done)
+			err = m.awaitReady(ctx, e, at, booted)
+			limit.Stop()
+			done()
+		}
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, errGone) {
+			return err
+		}
+		if e.activation.haltCount() == halts {
+			failed++
+			m.bootFailed(e, err)
+		}
+		if failed == boots {
+			return e.activation.failure(err)
+		}
+	}
+}
+
+func (a *activation) haltCount() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.halts
+}
+
+// bootFailed makes the next boot wait: 1 s after the first failure in a row, doubling up to 5 minutes. A webspace that
+// can not boot is so kept from using up the host with every request for it.
+func (m *Manager) bootFailed(e *entry, err error) {
+	a := &e.activation
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delay := min(time.Second<<min(a.failures, 20), 5*time.Minute)
+	a.failures++
+	a.retryAt, a.lastErr = time.Now().Add(delay), err
+	m.log.Warn("boot failed", "webspace", e.name, "failures", a.failures, "retry_in", delay, "error", err)
+}
+
+func (a *activation) failure(err error) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return &proxy.Failure{
+		Reason:     "This webspace could not be started.",
+		RetryAfter: max(time.Until(a.retryAt), time.Second),
+		Err:        fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable),
+	}
+}
+
+// awaitBackoff waits until the next boot may be tried, or fails if that is not soon.
+func (a *activation) awaitBackoff(ctx context.Context) error {
+	a.mu.Lock()
+	wait, failures, lastErr := time.Until(a.retryAt), a.failures, a.lastErr
+	a.mu.Unlock()
+	if wait <= 0 {
+		return nil
+	}
+	if failures > 2 {
+		return a.failure(lastErr)
+	}
+	return sleep(ctx, wait)
+}
+
+// ensureRunning starts the instance unless it runs, and returns where it is reached. The boot slot that a start takes
+// is held until done is called, because an instance that has just started is still busy booting.
+func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int) (at netip.AddrPort, booted bool, done func(), err error) {
+	done = func() {}
+	// The lock serialises this with stops, restarts and deletions: a request that comes while its webspace is being
+	// stopped waits here and then boots it again.
+	unlock, err := m.lifecycle.lock(ctx, e.name)
+	if err != nil {
+		return at, false, done, err
+	}
+	defer unlock()
+	defer func() {
+		if err != nil {
+			done()
+		}
+	}()
+
+	v, err := m.refresh(ctx, e.name)
+	if err != nil {
+		return at, false, done, err
+	}
+	if !v.routable() {
+		return at, false, done, errNobody
+	}
+	if v.status != StatusRunning && v.status != StatusStarting {
+		if err := e.activation.awaitBackoff(ctx); err != nil {
+			return at, false, done, err
+		}
+		select {
+		case m.boots <- struct{}{}:
+			done = sync.OnceFunc(func() { <-m.boots })
+		case <-ctx.Done():
+			return at, false, done, &proxy.Failure{
+				Reason: "Too many webspaces are starting at the moment.", RetryAfter: 5 * time.Second,
+				Err: fmt.Errorf("no boot slot: %w: %w", ctx.Err(), errdefs.ErrResourceExhausted),
+			}
+		}
+		booted = true
+		m.log.Info("booting", "webspace", e.name)
+		start, cancel := context.WithTimeout(ctx, m.opts.StartTimeout)
+		defer cancel()
+		if err := m.runtime.Start(start, e.name); err != nil {
+			if errdefs.IsNotFound(err) {
+				return at, false, done, errNobody
+			}
+			if errdefs.IsConflict(err) {
+				err = nil // busy, shutting itself down say: look again below
+			} else {
+				m.bootFailed(e, err)
+				return at, false, done, e.activation.failure(err)
+			}
+		}
+	}
+	address, err := m.awaitAddress(ctx, e)
+	return netip.AddrPortFrom(address, uint16(port)), booted, done, err
+}
+
+// awaitAddress reads the instance until it runs and has an address. With pinned addresses that is at once.
+func (m *Manager) awaitAddress(ctx context.Context, e *entry) (netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, m.opts.AddressTimeout)
+	defer cancel()
+	for interval := 20 * time.Millisecond; ; interval = min(interval*2, 500*time.Millisecond) {
+		v, err := m.refresh(ctx, e.name)
+		switch {
+		case err != nil:
+		case v.status == StatusRunning && v.address.IsValid():
+			return v.address, nil
+		case v.status == StatusStopped || v.status == StatusError:
+			return netip.Addr{}, errGone
+		default:
+			err = sleep(ctx, interval)
+		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			return netip.Addr{}, &proxy.Failure{
+				Reason: "This webspace has started, but it has no network address.", RetryAfter: 5 * time.Second,
+				Err: fmt.Errorf("no address after %v: %w", m.opts.AddressTimeout, errdefs.ErrUnavailable),
+			}
+		}
+		if err != nil {
+			return netip.Addr{}, err
+		}
+	}
+}
+
+// awaitReady probes until the endpoint takes connections. It returns errGone if the instance is no longer there.
+func (m *Manager) awaitReady(ctx context.Context, e *entry, at netip.AddrPort, booted bool) error {
+	a := &e.activation
+	patience := m.patience(e, booted)
+	probing, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	nextLook := time.Now().Add(500 * time.Millisecond)
+	for interval := 10 * time.Millisecond; ; interval = min(interval*3/2, 100*time.Millisecond) {
+		a.mu.Lock()
+		here, changed := a.endpoint == at.Addr(), a.changed
+		a.mu.Unlock()
+		if !here {
+			return errGone
+		}
+		err := m.opts.Probe(probing, at)
+		if err == nil {
+			if a.setReadiness(at, accepting) {
+				m.dirty(e.name) // its route may now go straight there
+			}
+			return nil
+		}
+		if probing.Err() == nil {
+			timer := time.NewTimer(interval)
+			select {
+			case <-timer.C:
+			case <-changed:
+			case <-probing.Done():
+			}
+			timer.Stop()
+		}
+		// Events say when the instance ends; that they may be lost is why the truth is read now and then.
+		if now := time.Now(); now.After(nextLook) || probing.Err() != nil {
+			nextLook = now.Add(500 * time.Millisecond)
+			if v, err := m.refresh(ctx, e.name); err == nil && (v.status != StatusRunning || v.address != at.Addr()) {
+				return errGone
+			}
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if probing.Err() != nil {
+			if a.setReadiness(at, silent) {
+				m.dirty(e.name)
+			}
+			return &proxy.Failure{
+				Reason:     fmt.Sprintf("This webspace is running, but nothing answers on its port %d.", at.Port()),
+				RetryAfter: 5 * time.Second,
+				Err:        fmt.Errorf("probe %s for %v: %w: %w", at, patience, err, errdefs.ErrFailedPrecondition),
+			}
+		}
+	}
+}
+
+// patience is how long to wait until a port of a running instance takes connections.
+func (m *Manager) patience(e *entry, booted bool) time.Duration {
+	delay := min(m.index.look(e).record.Config.StartupDelay, m.opts.MaxStartupDelay)
+	if !booted {
+		e.activation.mu.Lock()
+		delay -= time.Since(e.activation.since)
+		e.activation.mu.Unlock()
+	}
+	// What has run for longer than that is not booting any more; a moment for a server that restarts is left.
+	return max(delay, 300*time.Millisecond)
+}
+
+// drain keeps new requests away from an instance that is about to stop, and waits a moment for those under way. They
+// are held until undrain, and then boot it again.
+func (m *Manager) drain(ctx context.Context, e *entry) error {
+	a := &e.activation
+	a.mu.Lock()
+	a.draining = true
+	a.halts++
+	a.idle = make(chan struct{})
+	if a.leases == 0 {
+		close(a.idle)
+	}
+	idle := a.idle
+	a.mu.Unlock()
+	timer := time.NewTimer(m.opts.Drain)
+	defer timer.Stop()
+	select {
+	case <-idle:
+	case <-timer.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
+func (e *entry) undrain() {
+	a := &e.activation
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.draining = false
+	clear(a.ports) // whatever answers there now has to be probed anew
+	a.wake()
+}
+
+// dial is the default probe.
+func dial(ctx context.Context, at netip.AddrPort) error {
+	dialer := net.Dialer{Timeout: 300 * time.Millisecond, KeepAlive: -1}
+	conn, err := dialer.DialContext(ctx, "tcp", at.String())
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

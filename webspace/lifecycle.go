@@ -1,0 +1,275 @@
+package webspace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/netsoc/webspaced/identity"
+	"github.com/netsoc/webspaced/proxy"
+)
+
+// Create makes a webspace for a user, stopped. AlreadyExists if there is one; NotFound if there is no such image;
+// InvalidArgument if the request or the user's name will not do. A creation that failed or was killed half-way leaves
+// nothing that the next one does not clean up.
+func (m *Manager) Create(ctx context.Context, user identity.User, req CreateRequest) (Webspace, error) {
+	if user.ID <= 0 {
+		return Webspace{}, invalid("user ID %d is not positive", user.ID)
+	}
+	label, err := Label(user.Username)
+	if err != nil {
+		return Webspace{}, err
+	}
+	if err := req.validate(); err != nil {
+		return Webspace{}, err
+	}
+	if err := m.awaitSync(ctx); err != nil {
+		return Webspace{}, err
+	}
+	name := instanceName(m.opts.Prefix, user.ID)
+	unlock, err := m.lifecycle.lock(ctx, name)
+	if err != nil {
+		return Webspace{}, err
+	}
+	defer unlock()
+	host := label + "." + m.zone
+	release, ok := m.index.reserveHost(host, name)
+	if !ok {
+		return Webspace{}, fmt.Errorf("%s is the address of another webspace: %w", host, errdefs.ErrAlreadyExists)
+	}
+	defer release()
+	if err := m.clearUnfinished(ctx, user.ID, name); err != nil {
+		return Webspace{}, err
+	}
+
+	r := record{Webspace: Webspace{User: user.ID, Config: m.opts.Defaults, Ports: map[int]int{}}, Instance: name, Creating: true}
+	data, err := r.encode()
+	if err != nil {
+		return Webspace{}, err
+	}
+	if err := m.runtime.Create(ctx, name, CreateOptions{Image: req.Image, Record: data}); err != nil {
+		m.discard(ctx, user.ID, name)
+		return Webspace{}, fmt.Errorf("create webspace of user %d: %w", user.ID, err)
+	}
+	r.Creating = false
+	if data, err = r.encode(); err == nil {
+		err = m.runtime.SetRecord(ctx, name, data, "")
+	}
+	if err != nil {
+		m.discard(ctx, user.ID, name)
+		return Webspace{}, fmt.Errorf("finish webspace of user %d: %w", user.ID, err)
+	}
+	m.log.Info("created", "webspace", name, "user", user.Username, "image", req.Image)
+	m.index.update(name, user.ID, math.MaxUint64, func(v *view) {
+		*v = view{known: true, status: StatusStopped, record: r, label: label, hosts: m.hosts(label, r)}
+	})
+	m.dirty(name)
+	return r.Webspace.clone(), nil
+}
+
+// clearUnfinished removes what an earlier creation left. A complete webspace is AlreadyExists, and so is an instance
+// that we did not make.
+func (m *Manager) clearUnfinished(ctx context.Context, id identity.UserID, name string) error {
+	instance, err := m.runtime.Get(ctx, name)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return m.wrap(id, err)
+	}
+	r, err := decodeRecord(instance.Record, name, id, m.opts.Defaults)
+	if err != nil {
+		return fmt.Errorf("webspace of user %d is quarantined (%w): %w", id, err, errdefs.ErrAlreadyExists)
+	}
+	if !r.Creating {
+		return fmt.Errorf("user %d has a webspace: %w", id, errdefs.ErrAlreadyExists)
+	}
+	m.log.Warn("removing an unfinished webspace", "webspace", name)
+	return m.destroy(ctx, name)
+}
+
+// discard removes an unfinished webspace even if the caller has left. If that fails, the next creation does it.
+func (m *Manager) discard(ctx context.Context, id identity.UserID, name string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	// Not destroy outright: Create may have failed because the instance is somebody else's.
+	if err := m.clearUnfinished(ctx, id, name); err != nil && !errdefs.IsAlreadyExists(err) {
+		m.log.Warn("an unfinished webspace is left", "webspace", name, "error", err)
+	}
+	m.dirty(name)
+}
+
+// destroy stops and deletes an instance, if it is there.
+func (m *Manager) destroy(ctx context.Context, name string) error {
+	for attempt := 0; ; attempt++ {
+		err := m.runtime.Stop(ctx, name, 0)
+		if err == nil {
+			err = m.runtime.Delete(ctx, name)
+		}
+		switch {
+		case err == nil || errdefs.IsNotFound(err):
+			return nil
+		case attempt < 20 && (errdefs.IsConflict(err) || errdefs.IsFailedPrecondition(err)):
+			// Busy with something else, or started by its engine in between.
+			if err := sleep(ctx, 250*time.Millisecond); err != nil {
+				return err
+			}
+		default:
+			return err
+		}
+	}
+}
+
+// Delete removes a webspace with all its data, and stops it before if it runs. NotFound if there is none.
+func (m *Manager) Delete(ctx context.Context, id identity.UserID) error {
+	name := instanceName(m.opts.Prefix, id)
+	unlock, err := m.lifecycle.lock(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	instance, err := m.runtime.Get(ctx, name)
+	if err != nil {
+		return m.wrap(id, err)
+	}
+	if _, err := decodeRecord(instance.Record, name, id, m.opts.Defaults); err != nil {
+		return fmt.Errorf("webspace of user %d is quarantined: %w", id, err)
+	}
+	if e := m.index.find(name); e != nil {
+		// The route goes first, and the reverse proxy gets time to follow: the address is free for another webspace
+		// as soon as the instance is gone.
+		m.index.adjust(name, func(v *view) { v.deleting = true })
+		defer m.index.adjust(name, func(v *view) { v.deleting = false })
+		if err := m.settle(ctx, name); err != nil {
+			m.dirty(name)
+			return fmt.Errorf("remove the route of webspace %s: %w", name, err)
+		}
+		defer e.undrain()
+		if err := m.drain(ctx, e); err != nil {
+			return err
+		}
+	}
+	defer m.dirty(name)
+	if instance.Status == StatusRunning {
+		if err := m.runtime.Stop(ctx, name, m.opts.StopGrace); err != nil && !errdefs.IsNotFound(err) {
+			return m.wrap(id, err)
+		}
+	}
+	if err := m.destroy(ctx, name); err != nil {
+		return m.wrap(id, err)
+	}
+	m.log.Info("deleted", "webspace", name)
+	m.forget(name, m.index.now())
+	return nil
+}
+
+var errRunning = fmt.Errorf("the webspace is running: %w", errdefs.ErrConflict)
+
+// Start starts a webspace; it does not wait until it is ready. Conflict if it runs already.
+func (m *Manager) Start(ctx context.Context, id identity.UserID) error {
+	name := instanceName(m.opts.Prefix, id)
+	unlock, err := m.lifecycle.lock(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	_, instance, err := m.read(ctx, id)
+	if err != nil {
+		return err
+	}
+	if instance.Status == StatusRunning {
+		return errRunning
+	}
+	select {
+	case m.boots <- struct{}{}:
+		defer func() { <-m.boots }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	start, cancel := context.WithTimeout(ctx, m.opts.StartTimeout)
+	defer cancel()
+	defer m.dirty(name)
+	if err := m.runtime.Start(start, name); err != nil {
+		return m.wrap(id, err)
+	}
+	m.refreshQuietly(ctx, name)
+	return nil
+}
+
+// Stop shuts a webspace down, and kills it if that takes too long. FailedPrecondition if it does not run. Requests that
+// arrive meanwhile are held, and start it again afterwards.
+func (m *Manager) Stop(ctx context.Context, id identity.UserID) error {
+	return m.halt(ctx, id, m.runtime.Stop)
+}
+
+// Restart stops a webspace and starts it again. FailedPrecondition if it does not run.
+func (m *Manager) Restart(ctx context.Context, id identity.UserID) error {
+	return m.halt(ctx, id, m.runtime.Restart)
+}
+
+func (m *Manager) halt(ctx context.Context, id identity.UserID, halt func(context.Context, string, time.Duration) error) error {
+	name := instanceName(m.opts.Prefix, id)
+	unlock, err := m.lifecycle.lock(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	_, instance, err := m.read(ctx, id)
+	if err != nil {
+		return err
+	}
+	if instance.Status == StatusStopped {
+		return fmt.Errorf("the webspace is not running: %w", errdefs.ErrFailedPrecondition)
+	}
+	defer m.dirty(name)
+	if e := m.index.find(name); e != nil {
+		m.index.adjust(name, func(v *view) { v.detour = true })
+		defer m.index.adjust(name, func(v *view) { v.detour = false })
+		if err := m.settle(ctx, name); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			// A store of routes that is out of reach is no reason not to stop. Visitors get the reverse proxy's own
+			// error until it is back.
+			m.log.Warn("stopping although its route could not be changed", "webspace", name, "error", err)
+		}
+		defer e.undrain()
+		if err := m.drain(ctx, e); err != nil {
+			return err
+		}
+	}
+	if err := halt(ctx, name, m.opts.StopGrace); err != nil {
+		return m.wrap(id, err)
+	}
+	m.refreshQuietly(ctx, name)
+	return nil
+}
+
+// refreshQuietly lets the data path know at once what has just been done. If it fails, the reconciler catches up.
+func (m *Manager) refreshQuietly(ctx context.Context, name string) {
+	if _, err := m.refresh(ctx, name); err != nil && !errors.Is(err, errNobody) {
+		m.log.Debug("refresh failed", "webspace", name, "error", err)
+	}
+}
+
+// EnsureStarted boots a webspace if need be, waits until its HTTP port takes connections and returns where that is.
+func (m *Manager) EnsureStarted(ctx context.Context, id identity.UserID) (netip.AddrPort, error) {
+	r, instance, err := m.read(ctx, id)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	if _, err := m.refresh(ctx, instance.Name); err != nil {
+		return netip.AddrPort{}, m.wrap(id, err)
+	}
+	endpoint, err := m.Activate(ctx, proxy.Target{Webspace: instance.Name, Port: r.Config.HTTPPort})
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	endpoint.Release(nil)
+	return endpoint.Address, nil
+}

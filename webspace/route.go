@@ -1,0 +1,272 @@
+package webspace
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/netsoc/webspaced/provider"
+)
+
+// routable reports whether the webspace can have a route at all.
+func (v view) routable() bool {
+	return v.known && v.bad == nil && !v.deleting && !v.record.Creating
+}
+
+// desiredRoute says which route a webspace should have, given the host names it owns, what is known of its HTTP port,
+// and the backend of the route it has:
+//
+//	mode    | webspace                              | route
+//	--------+---------------------------------------+------------------------------------------------------
+//	any     | not routable, or owns no host name    | none
+//	inline  | anything else                         | gateway
+//	direct  | not running, about to stop, no address| gateway
+//	direct  | running, port silent                  | gateway, which can say so
+//	direct  | running, port accepts                 | instance
+//	direct  | running, port not probed yet          | instance if it is there already, else gateway
+//
+// The last row keeps the routes of running sites where they are while webspaced restarts.
+func desiredRoute(name string, v view, hosts []provider.Host, port readiness, current string, mode Mode, gateway string) (provider.Route, bool) {
+	if !v.routable() || len(hosts) == 0 || v.record.Config.SNIPassthrough {
+		return provider.Route{}, false
+	}
+	route := provider.Route{Name: name, Hosts: hosts, Backend: gateway}
+	if mode == Inline || v.detour || v.status != StatusRunning || !v.address.IsValid() {
+		return route, true
+	}
+	instance := "http://" + netip.AddrPortFrom(v.address, uint16(v.record.Config.HTTPPort)).String()
+	if port == accepting || port == unknown && current == instance {
+		route.Backend = instance
+	}
+	return route, true
+}
+
+// routes are the routes that stand in the provider's store, as far as is known.
+type routes struct {
+	locks locks[string] // one change of a route at a time
+
+	mu      sync.Mutex
+	clock   uint64 // counts changes
+	current map[string]provider.Route
+	changes map[string]routeChange // the last change of each route that is not long past
+}
+
+type routeChange struct {
+	clock uint64
+	moved time.Time // when the route was last taken to another backend, or away
+}
+
+func (r *routes) now() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.clock
+}
+
+func (r *routes) get(name string) (provider.Route, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	route, ok := r.current[name]
+	return route, ok
+}
+
+// set notes what was written: a route, or none.
+func (r *routes) set(name string, route provider.Route, stands bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.current == nil {
+		r.current, r.changes = make(map[string]provider.Route), make(map[string]routeChange)
+	}
+	change := r.changes[name]
+	if before, ok := r.current[name]; ok && (!stands || before.Backend != route.Backend) {
+		change.moved = time.Now()
+	}
+	r.clock++
+	change.clock = r.clock
+	r.changes[name] = change
+	if stands {
+		r.current[name] = route
+	} else {
+		delete(r.current, name)
+	}
+}
+
+// replace takes in a full read of the store that began at the given clock. Of routes that have changed since then, what
+// was written is kept.
+func (r *routes) replace(read []provider.Route, since uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	next := make(map[string]provider.Route, len(read))
+	changes := make(map[string]routeChange)
+	for _, route := range read {
+		next[route.Name] = route
+	}
+	for name, change := range r.changes {
+		if change.clock > since {
+			delete(next, name)
+			if route, ok := r.current[name]; ok {
+				next[name] = route
+			}
+		}
+		if change.clock > since || time.Since(change.moved) < time.Minute {
+			changes[name] = change
+		}
+	}
+	r.current, r.changes = next, changes
+}
+
+func (r *routes) all() []provider.Route {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Values(r.current))
+}
+
+func (r *routes) movedAt(name string) time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.changes[name].moved
+}
+
+// updateRoute makes the route of a webspace agree with what is known of it. Without a change nothing is written.
+func (m *Manager) updateRoute(ctx context.Context, name string) error {
+	if m.opts.Provider == nil {
+		return nil
+	}
+	unlock, err := m.routes.locks.lock(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if e := m.index.find(name); e != nil {
+		if v := m.index.look(e); v.unsure != nil {
+			return v.unsure
+		}
+	}
+	current, stands := m.routes.get(name)
+	route, wanted := m.desired(name, current.Backend)
+	var changes provider.Changes
+	switch {
+	case wanted && (!stands || !route.Equal(current)):
+		changes.Put = []provider.Route{route}
+	case !wanted && stands:
+		changes.Delete = []string{name}
+	default:
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := m.opts.Provider.Apply(ctx, changes); err != nil {
+		return fmt.Errorf("provider: %w", err)
+	}
+	m.routes.set(name, route, wanted)
+	m.log.Debug("route changed", "webspace", name, "backend", route.Backend, "hosts", len(route.Hosts))
+	return nil
+}
+
+// desired collects what desiredRoute needs.
+func (m *Manager) desired(name, current string) (provider.Route, bool) {
+	e := m.index.find(name)
+	if e == nil {
+		return provider.Route{}, false
+	}
+	v := m.index.look(e)
+	has, _ := m.index.owned(e)
+	hosts := make([]provider.Host, 0, len(has))
+	for _, name := range has {
+		if host, err := provider.ParseHost(name); err == nil {
+			hosts = append(hosts, host)
+		}
+	}
+	slices.SortFunc(hosts, provider.Host.Compare)
+	return desiredRoute(name, v, hosts, e.activation.readiness(v.record.Config.HTTPPort), current, m.opts.Mode, m.opts.Gateway)
+}
+
+// settle changes the route of a webspace that is about to end, and waits until the reverse proxy has followed.
+func (m *Manager) settle(ctx context.Context, name string) error {
+	if m.opts.Provider == nil {
+		return nil
+	}
+	if err := m.updateRoute(ctx, name); err != nil {
+		return err
+	}
+	if m.opts.Mode == Inline {
+		return nil
+	}
+	// Reverse proxies do not say when they have read a change; they promise a time within which they do.
+	if wait := time.Until(m.routes.movedAt(name).Add(m.opts.Settle)); wait > 0 {
+		return sleep(ctx, wait)
+	}
+	return nil
+}
+
+// hosts returns the host names that a record claims, the default domain first. Custom domains that cannot be had, which
+// only an edit behind our back or a change of the platform's own domain brings about, are left out.
+func (m *Manager) hosts(label string, r record) []string {
+	var hosts []string
+	if label != "" {
+		hosts = append(hosts, label+"."+m.zone)
+	}
+	for _, domain := range r.Domains {
+		if host, err := parseDomain(domain, m.zone); err == nil && !slices.Contains(hosts, host.String()) {
+			hosts = append(hosts, host.String())
+		}
+	}
+	return hosts
+}
+
+// Summary is what is known of a webspace without asking anybody.
+type Summary struct {
+	Webspace
+	Instance string
+	Status   Status
+	Address  netip.Addr
+	Hosts    []string // that it answers to
+	// Backend of its route; empty if it has none.
+	Backend string
+	// Problem is why it is quarantined, has no route or could not be booted, for its owner and the operator.
+	Problem string
+}
+
+// Summaries returns all webspaces by user ID, as they were when they were last read.
+func (m *Manager) Summaries() []Summary {
+	entries := m.index.all()
+	summaries := make([]Summary, 0, len(entries))
+	for _, e := range entries {
+		v := m.index.look(e)
+		if !v.known {
+			continue
+		}
+		has, lost := m.index.owned(e)
+		problems := slices.Clone(v.problems)
+		if v.bad != nil {
+			problems = append(problems, "quarantined: "+v.bad.Error())
+		}
+		if v.record.Creating {
+			problems = append(problems, "its creation was not finished; create it again or delete it")
+		}
+		for _, host := range lost {
+			problems = append(problems, host+" belongs to another webspace")
+		}
+		if err := e.activation.lastError(); err != nil {
+			problems = append(problems, "could not be started: "+err.Error())
+		}
+		route, _ := m.routes.get(e.name)
+		w := v.record.Webspace.clone()
+		w.User = e.user
+		summaries = append(summaries, Summary{
+			Webspace: w, Instance: e.name, Status: v.status, Address: v.address,
+			Hosts: has, Backend: route.Backend, Problem: strings.Join(problems, "; "),
+		})
+	}
+	return summaries
+}
+
+func (a *activation) lastError() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.lastErr
+}
