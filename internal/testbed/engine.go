@@ -48,10 +48,9 @@ type Engine struct {
 	// Pool is the storage pool.
 	Pool string
 
-	kind   kind
-	cell   *cell
-	client []string // the command line client
-	env    []string // its environment
+	kind kind
+	cell *cell
+	env  []string // of the daemon and of the client
 
 	mu     sync.Mutex
 	images map[string]bool // aliases
@@ -63,6 +62,16 @@ func LXD(t testing.TB) *Engine {
 	t.Helper()
 	need(t, "lxd", "lxc", "dnsmasq", "busybox", "ip", "unshare", "bash")
 	return shared(t, lxd)
+}
+
+// Incus returns the Incus of this test binary. As for [LXD].
+func Incus(t testing.TB) *Engine {
+	t.Helper()
+	need(t, "lxc", "busybox", "ip", "unshare", "bash", "pivot_root")
+	if _, err := os.Stat(incusRoot); err != nil {
+		missing(t, "needs Incus in a root file system of its own: test/incus/build makes it")
+	}
+	return shared(t, incus)
 }
 
 func shared(t testing.TB, k kind) *Engine {
@@ -112,8 +121,8 @@ func newEngine(k kind, c *cell) *Engine {
 		cell:   c,
 		images: map[string]bool{},
 	}
-	e.client = []string{"lxc"}
-	e.env = []string{"LXD_DIR=" + dir, "LXD_CONF=" + filepath.Join(c.directory, "conf")}
+	// Incus' API is LXD's, and its own client is not on this host.
+	e.env = []string{"LXD_DIR=" + dir, "LXD_CONF=" + filepath.Join(c.directory, "conf"), "INCUS_DIR=" + dir}
 	return e
 }
 
@@ -121,7 +130,11 @@ func (e *Engine) open() error {
 	if err := os.MkdirAll(filepath.Dir(e.Socket), 0o711); err != nil {
 		return err
 	}
-	if err := e.cell.open("", e.env, "lxd", "--group", "root"); err != nil {
+	wrap, daemon := "", []string{"lxd", "--group", "root"}
+	if e.kind == incus {
+		wrap, daemon = incusWrap, []string{"incusd", "--group", "root"}
+	}
+	if err := e.cell.open(wrap, e.env, daemon...); err != nil {
 		return err
 	}
 	if err := e.start(); err != nil {
@@ -129,6 +142,29 @@ func (e *Engine) open() error {
 	}
 	return e.configure()
 }
+
+const incusRoot = "/var/cache/webspaced-test/incus-6.0"
+
+// incusWrap moves PID 1 into a root with Incus in it; with chroot the kernel would refuse containers a user namespace.
+// Several engines use the same files at once: what Incus writes besides INCUS_DIR goes into memory.
+const incusWrap = `
+set -e
+root=` + incusRoot + `
+mount --bind "$root" "$root"
+mount -o remount,bind,ro "$root"
+mount --rbind /dev "$root/dev"
+mount --rbind /sys "$root/sys"
+mount --rbind /proc "$root/proc"
+mount --bind ` + cells + ` "$root` + cells + `"
+for dir in run tmp var/tmp var/log var/cache var/lib/incus var/lib/misc; do mount -t tmpfs tmpfs "$root/$dir"; done
+mkdir "$root/run/old"
+cd "$root"
+pivot_root . run/old
+cd /
+export PATH=/usr/libexec/incus:/usr/sbin:/usr/bin:/sbin:/bin
+umount -l /run/old
+set +e
+`
 
 // start starts the daemon and returns when it is ready.
 func (e *Engine) start() error {
@@ -166,13 +202,9 @@ func (e *Engine) configure() error {
 	if err := writeClientCert(e.ClientCert, e.ClientKey); err != nil {
 		return err
 	}
-	trust := []string{"config", "trust", "add", e.ClientCert}
-	if e.kind == incus {
-		trust = []string{"config", "trust", "add-certificate", e.ClientCert}
-	}
 	commands := [][]string{
 		{"config", "set", "core.https_address", https},
-		trust,
+		{"config", "trust", "add", e.ClientCert},
 		{"storage", "create", e.Pool, "dir"},
 		{"network", "create", e.Network, fmt.Sprintf("ipv4.address=%s/%d", e.Gateway, e.Subnet.Bits()), "ipv4.nat=false",
 			"ipv6.address=none", "ipv4.firewall=false", "ipv6.firewall=false", "dns.mode=none", "ipv4.dhcp.expiry=10m"},
@@ -240,9 +272,9 @@ func (e *Engine) say(t testing.TB, word string) {
 	}
 }
 
-// Command is the engine's own command line client, talking to this engine.
+// Command is lxc, talking to this engine.
 func (e *Engine) Command(args ...string) *exec.Cmd {
-	cmd := exec.Command(e.client[0], append(e.client[1:len(e.client):len(e.client)], args...)...)
+	cmd := exec.Command("lxc", args...)
 	cmd.Env = append(os.Environ(), e.env...)
 	cmd.WaitDelay = time.Second
 	return cmd
@@ -305,7 +337,7 @@ func (e *Engine) output(args ...string) (string, error) {
 	}
 	defer time.AfterFunc(2*time.Minute, func() { cmd.Process.Kill() }).Stop()
 	if err := cmd.Wait(); err != nil {
-		return "", fmt.Errorf("%s %s: %w: %s", e.client[0], strings.Join(args, " "), err, strings.TrimSpace(errs.String()))
+		return "", fmt.Errorf("lxc %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(errs.String()))
 	}
 	return out.String(), nil
 }

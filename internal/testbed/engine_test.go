@@ -15,9 +15,12 @@ import (
 
 func TestMain(m *testing.M) { testbed.Main(m) }
 
-func TestLXD(t *testing.T) { testEngine(t, testbed.LXD(t)) }
+func TestLXD(t *testing.T) { testEngine(t, testbed.LXD(t), "server: lxd") }
 
-func testEngine(t *testing.T, e *testbed.Engine) {
+func TestIncus(t *testing.T) { testEngine(t, testbed.Incus(t), "server: incus") }
+
+func testEngine(t *testing.T, e *testbed.Engine, server string) {
+	require.Contains(t, e.Run(t, "info"), server)
 	client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	get := func(t *testing.T, address netip.Addr, path string) string {
 		var body string
