@@ -104,7 +104,8 @@ func (r Route) Equal(other Route) bool {
 type Provider interface {
 	// Routes returns all routes of this deployment that stand in the store. A stored route that no longer says what
 	// this provider would write for it (somebody edited it, it is torn, it comes from another version) is returned by
-	// its name with an empty Backend, so that it differs from every desired route and is written anew or removed.
+	// its name with an empty Backend, so that it differs from every desired route and is written anew or removed. One
+	// that was edited to say another route, whole and as this provider would write it, may be returned as that one.
 	Routes(ctx context.Context) ([]Route, error)
 
 	// Apply carries out changes. It is idempotent: putting a route that stands and deleting one that does not are

@@ -1,0 +1,28 @@
+package traefik
+
+import (
+	"strings"
+
+	"github.com/netsoc/webspaced/provider"
+)
+
+// matcher is a function of Traefik's rule language.
+type matcher string
+
+const (
+	matchHost    matcher = "Host"
+	matchHostSNI matcher = "HostSNI"
+)
+
+// rule matches exactly one host. A [provider.Host] has no character that means anything in the rule language.
+func rule(m matcher, host provider.Host) string { return string(m) + "(`" + host.String() + "`)" }
+
+// appendHost appends the host of a rule made by rule.
+func appendHost(hosts []provider.Host, m matcher, s string) []provider.Host {
+	s = strings.TrimPrefix(s, string(m)+"(`")
+	host, err := provider.ParseHost(strings.TrimSuffix(s, "`)"))
+	if err != nil {
+		return hosts
+	}
+	return append(hosts, host)
+}
