@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/netsoc/webspaced/proxy"
+	"github.com/netsoc/webspaced/webspace"
+)
+
+// daemon is what serve and demo have in common: a Manager behind an API and a gateway.
+type daemon struct {
+	manager  *webspace.Manager
+	api      http.Handler
+	gateway  *proxy.Gateway
+	shutdown time.Duration // how long requests under way may take once it has been told to end
+	log      *slog.Logger
+
+	apiListener, gatewayListener net.Listener
+}
+
+// listen opens a listener, and says in words what to do about the usual mistakes.
+func listen(key, address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("%s: %w (ports below 1024 take root or CAP_NET_BIND_SERVICE)", key, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	return l, nil
+}
+
+// run serves until ctx ends, or until a listener breaks. Then it takes no more connections, answers the requests that
+// are under way, held ones among them, and returns. Webspaces and routes stay as they are.
+func (d *daemon) run(ctx context.Context) error {
+	server := &http.Server{
+		Handler:           d.api,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		// Requests such as stop wait for the reverse proxy and for the instance.
+		WriteTimeout:   5 * time.Minute,
+		IdleTimeout:    2 * time.Minute,
+		MaxHeaderBytes: 32 << 10,
+		ErrorLog:       slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+	}
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	// Held requests need the Manager to the end.
+	managing, stopManaging := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopManaging()
+	var wg sync.WaitGroup
+	serve := func(what string, fn func() error) {
+		wg.Go(func() {
+			if err := fn(); err != nil && !errors.Is(err, http.ErrServerClosed) {
+				fail(fmt.Errorf("%s: %w", what, err))
+			}
+		})
+	}
+	serve("API", func() error { return server.Serve(d.apiListener) })
+	serve("gateway", func() error { return d.gateway.Serve(d.gatewayListener) })
+	wg.Go(func() { _ = d.manager.Run(managing) })
+	d.log.Info("serving", "api", d.apiListener.Addr(), "gateway", d.gatewayListener.Addr(), "version", version())
+
+	<-ctx.Done()
+	d.log.Info("shutting down", "at_most", d.shutdown)
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.shutdown)
+	defer cancel()
+	var closing sync.WaitGroup
+	closing.Go(func() {
+		if err := server.Shutdown(ending); err != nil {
+			d.log.Warn("API requests were cut off", "error", err)
+			_ = server.Close()
+		}
+	})
+	closing.Go(func() {
+		if err := d.gateway.Shutdown(ending); err != nil {
+			d.log.Warn("requests through the gateway were cut off", "error", err)
+		}
+	})
+	closing.Wait()
+	stopManaging()
+	_ = d.manager.Close()
+	wg.Wait()
+	d.log.Info("ended; webspaces and routes stay as they are")
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}

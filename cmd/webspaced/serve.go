@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/netsoc/webspaced/identity/static"
+	"github.com/netsoc/webspaced/internal/config"
+	"github.com/netsoc/webspaced/openapi"
+	"github.com/netsoc/webspaced/provider"
+	"github.com/netsoc/webspaced/provider/file"
+	"github.com/netsoc/webspaced/proxy"
+	"github.com/netsoc/webspaced/webspace"
+	"github.com/netsoc/webspaced/webspace/local"
+	"github.com/netsoc/webspaced/webspace/lxd"
+)
+
+func serveCommand() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the daemon",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var args []string
+			if path != "" {
+				args = append(args, path)
+			}
+			c, err := loadConfig(cmd, args)
+			if err != nil {
+				return err
+			}
+			return serve(cmd.Context(), c, newLogger(c))
+		},
+	}
+	cmd.Flags().StringVar(&path, "config", "", "configuration `FILE` (default: ./webspaced.yaml, /etc/webspaced/webspaced.yaml or /run/config/webspaced.yaml)")
+	return cmd
+}
+
+func newLogger(c *config.Config) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: c.LogLevel.Level()}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, opts))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, opts))
+}
+
+func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) {
+	// First what can be wrong with this host, then what may be slow to answer.
+	d := &daemon{shutdown: c.Timeouts.Shutdown, log: log}
+	if d.apiListener, err = listen("http.listen_address", string(c.HTTP.ListenAddress)); err != nil {
+		return err
+	}
+	defer d.apiListener.Close()
+	if d.gatewayListener, err = listen("gateway.http_listen_address", string(c.Gateway.HTTPListenAddress)); err != nil {
+		return err
+	}
+	defer d.gatewayListener.Close()
+	users, err := static.New(c.Identity.Static.Accounts())
+	if err != nil {
+		return fmt.Errorf("identity.static.users: %w", err)
+	}
+	routes, err := routeProvider(c)
+	if err != nil {
+		return fmt.Errorf("traefik: %w", err)
+	}
+	runtime, closeRuntime, err := newRuntime(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeRuntime()) }()
+	d.manager, err = webspace.NewManager(runtime, users, string(c.Webspaces.Domain), managerOptions(c, routes, log))
+	if err != nil {
+		return err
+	}
+	d.api = openapi.NewHandler(d.manager, users, users, &openapi.Options{Logger: log})
+	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, log))
+	return d.run(ctx)
+}
+
+func routeProvider(c *config.Config) (provider.Provider, error) {
+	switch c.Traefik.Provider {
+	case "none":
+		return nil, nil
+	case "file":
+		return file.New(c.Traefik.File.Directory, &file.Options{
+			HTTPEntryPoint: c.Traefik.HTTPEntryPoint, HTTPSEntryPoint: c.Traefik.HTTPSEntryPoint,
+		})
+	}
+	return nil, fmt.Errorf("there is no provider %q", c.Traefik.Provider)
+}
+
+func newRuntime(ctx context.Context, c *config.Config, log *slog.Logger) (webspace.Runtime, func() error, error) {
+	if c.Runtime == "local" {
+		log.Warn("the local runtime isolates nothing: every webspace runs with the daemon's own rights")
+		runtime, err := local.New(c.Local.Directory, nil)
+		if err != nil {
+			return nil, nil, fmt.Errorf("local.directory: %w", err)
+		}
+		return runtime, runtime.Close, nil
+	}
+	opts := &lxd.Options{
+		Socket: c.LXD.UnixSocket, Project: c.LXD.Project, Profile: c.Webspaces.LXDProfile,
+		CA: c.LXD.TLS.CA, ServerCert: c.LXD.TLS.ServerCert,
+		ClientCert: c.LXD.TLS.ClientCert, ClientKey: c.LXD.TLS.ClientKey.Reveal(),
+		TrustPassword: c.LXD.TLS.TrustPassword.Reveal(), InsecureSkipVerify: c.LXD.TLS.AllowInsecure,
+		Logger: log,
+	}
+	if !c.LXD.URL.IsZero() {
+		opts.URL = c.LXD.URL.String()
+	}
+	// After a reboot of the host the engine may come up later than we do.
+	deadline := time.Now().Add(c.Timeouts.Startup)
+	for {
+		runtime, err := lxd.Connect(ctx, opts)
+		if err == nil {
+			return runtime, func() error { return nil }, nil
+		}
+		if !errdefs.IsUnavailable(err) || time.Now().After(deadline) || ctx.Err() != nil {
+			return nil, nil, fmt.Errorf("connect to LXD or Incus: %w", err)
+		}
+		log.Warn("LXD or Incus does not answer yet", "error", err)
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func managerOptions(c *config.Config, routes provider.Provider, log *slog.Logger) *webspace.Options {
+	opts := &webspace.Options{
+		Prefix: c.Webspaces.InstancePrefix,
+		Defaults: webspace.Config{
+			StartupDelay:   c.Webspaces.ConfigDefaults.StartupDelay,
+			HTTPPort:       c.Webspaces.ConfigDefaults.HTTPPort,
+			SNIPassthrough: c.Webspaces.ConfigDefaults.SNIPassthrough,
+		},
+		MaxStartupDelay: c.Webspaces.MaxStartupDelay,
+		Provider:        routes,
+		Mode:            webspace.Mode(c.Traefik.Mode),
+		Settle:          c.Traefik.Settle,
+		AddressTimeout:  c.Webspaces.IPTimeout,
+		Ports:           webspace.PortRange{First: c.Webspaces.Ports.Start, Last: c.Webspaces.Ports.End, Max: c.Webspaces.Ports.Max},
+		Logger:          log,
+	}
+	if opts.Settle == 0 {
+		opts.Settle = -1 // to the Manager, zero means its default
+	}
+	if !c.Traefik.WebspacedURL.IsZero() {
+		opts.Gateway = c.Traefik.WebspacedURL.String()
+	}
+	return opts
+}
+
+func gatewayOptions(c *config.Config, log *slog.Logger) *proxy.GatewayOptions {
+	return &proxy.GatewayOptions{
+		Holds: proxy.NewHolds(&proxy.HoldLimits{
+			Webspace: c.Gateway.MaxHeldPerWebspace, Source: c.Gateway.MaxHeldPerSource, Total: c.Gateway.MaxHeld,
+		}),
+		HoldTimeout:    c.Gateway.HoldTimeout,
+		TrustedProxies: c.Gateway.TrustedProxies,
+		Logger:         log,
+	}
+}
