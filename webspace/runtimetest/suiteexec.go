@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
@@ -121,9 +122,22 @@ func testExecStopped(s *suite) {
 	s.class(errdefs.IsFailedPrecondition, "Exec", run)
 }
 
+// processes returns how many processes an instance has once it has booted, which is when the number rests.
+func (s *suite) processes(name string) (number int64) {
+	s.Helper()
+	var since time.Time
+	s.eventually("the number of processes rests", func() bool {
+		if n := s.state(name).Processes; n != number {
+			number, since = n, time.Now()
+		}
+		return number > 0 && time.Since(since) > 300*time.Millisecond
+	})
+	return number
+}
+
 func testExecCancel(s *suite) {
 	name := s.running()
-	before := s.state(name).Processes
+	before := s.processes(name)
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
 	// Cancelled once the command has said something, so that it is known to run.
@@ -144,7 +158,7 @@ func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 func testExecWriteError(s *suite) {
 	name := s.running()
-	before := s.state(name).Processes
+	before := s.processes(name)
 	out := writerFunc(func([]byte) (int, error) { return 0, errors.New("full") })
 	code := 0
 	err := s.soon("Exec whose output can not be written", func() (err error) {
