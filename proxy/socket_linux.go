@@ -1,0 +1,34 @@
+package proxy
+
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// pollRDHUP is POLLRDHUP of poll(2), which x/sys only has under the name that epoll gives to the same bit.
+const pollRDHUP = unix.EPOLLRDHUP
+
+// hungUp tells whether the peer of a connection has closed it, or its sending half, whatever it has sent before that is
+// still unread.
+func hungUp(conn syscall.RawConn) bool {
+	gone := false
+	err := conn.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: pollRDHUP}}
+		_, err := unix.Poll(fds, 0)
+		gone = err == nil && fds[0].Revents&(pollRDHUP|unix.POLLHUP|unix.POLLERR) != 0
+	})
+	return gone || err != nil // an error here means that the connection is closed on our side
+}
+
+// abandonUnacknowledged makes writes to a peer that has vanished without a word fail after 30 seconds. A container that
+// is killed with its network takes its sockets along, and the kernel would go on retransmitting for a quarter of an hour.
+func abandonUnacknowledged(_, _ string, conn syscall.RawConn) error {
+	var err error
+	if e := conn.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 30_000)
+	}); e != nil {
+		return e
+	}
+	return err
+}
