@@ -1,0 +1,150 @@
+// Package access decides who may do what with which webspace. It is the only holder of the Manager: whoever handles
+// requests gets at a webspace through a [Reader] or [Writer] alone, and only the [Gate] makes those, after it has asked
+// authorize. A handler that forgets to ask does not compile.
+package access
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/netsoc/webspaced/identity"
+	"github.com/netsoc/webspaced/webspace"
+)
+
+// Self stands for the username of whoever asks.
+const Self = "self"
+
+// action is what somebody wants to do with a webspace.
+type action int
+
+const (
+	read action = iota
+	write
+)
+
+// authorize is the policy: a user reaches only their own webspace, an admin any. The owner is 0 if it is somebody else
+// whom the actor has no business to know of.
+func authorize(actor identity.User, what action, owner identity.UserID) error {
+	switch {
+	case actor.ID <= 0:
+		return fmt.Errorf("no user: %w", errdefs.ErrUnauthenticated)
+	case what != read && what != write:
+		return fmt.Errorf("unknown action %d: %w", what, errdefs.ErrPermissionDenied)
+	case actor.Admin && owner > 0, actor.ID == owner:
+		return nil
+	}
+	return fmt.Errorf("this webspace is somebody else's: %w", errdefs.ErrPermissionDenied)
+}
+
+type actorKey struct{}
+
+// Gate guards a Manager.
+type Gate struct {
+	manager   *webspace.Manager
+	auth      identity.Authenticator
+	directory identity.Directory
+}
+
+// NewGate returns the gate of a Manager. auth says who asks; directory finds the users whose webspaces admins ask for.
+func NewGate(manager *webspace.Manager, auth identity.Authenticator, directory identity.Directory) *Gate {
+	return &Gate{manager, auth, directory}
+}
+
+// maxToken bounds what is handed to an authenticator, in bytes.
+const maxToken = 8 << 10
+
+// Authenticate returns a context in which the user whose token this is is the one who asks: the actor. Errors are those
+// of [identity.Authenticator].
+func (g *Gate) Authenticate(ctx context.Context, token string) (context.Context, error) {
+	if token == "" || len(token) > maxToken {
+		return nil, fmt.Errorf("the token is missing or too long: %w", errdefs.ErrUnauthenticated)
+	}
+	actor, err := g.auth.Authenticate(ctx, token)
+	if err != nil {
+		return nil, err
+	}
+	return context.WithValue(ctx, actorKey{}, actor), nil
+}
+
+// Images needs no permission.
+func (g *Gate) Images(ctx context.Context) ([]webspace.Image, error) { return g.manager.Images(ctx) }
+
+// Healthy needs no permission.
+func (g *Gate) Healthy(ctx context.Context) error { return g.manager.Healthy(ctx) }
+
+// Read lets the actor of ctx look at a user's webspace. Errors: Unauthenticated without an actor, PermissionDenied,
+// NotFound if there is no such user, Unavailable if the directory can not tell.
+func (g *Gate) Read(ctx context.Context, username string) (Reader, error) {
+	owner, err := g.pass(ctx, read, username)
+	if err != nil {
+		return Reader{}, err
+	}
+	return Reader{g.manager, owner}, nil
+}
+
+// Write lets the actor of ctx change a user's webspace as well. Errors are those of Read.
+func (g *Gate) Write(ctx context.Context, username string) (Writer, error) {
+	owner, err := g.pass(ctx, write, username)
+	if err != nil {
+		return Writer{}, err
+	}
+	return Writer{Reader{g.manager, owner}}, nil
+}
+
+func (g *Gate) pass(ctx context.Context, what action, username string) (identity.User, error) {
+	actor, _ := ctx.Value(actorKey{}).(identity.User)
+	var owner identity.User
+	switch {
+	case username == Self || username == actor.Username:
+		owner = actor
+	case actor.Admin:
+		var err error
+		if owner, err = g.directory.ByUsername(ctx, username); err != nil {
+			return identity.User{}, fmt.Errorf("user %.64q: %w", username, err)
+		}
+	}
+	return owner, authorize(actor, what, owner.ID)
+}
+
+// Reader looks at the webspace of one user.
+type Reader struct {
+	manager *webspace.Manager
+	owner   identity.User
+}
+
+// Get is [webspace.Manager.Get].
+func (r Reader) Get(ctx context.Context) (webspace.Webspace, error) {
+	return r.manager.Get(ctx, r.owner.ID)
+}
+
+// State is [webspace.Manager.State].
+func (r Reader) State(ctx context.Context) (webspace.State, error) {
+	return r.manager.State(ctx, r.owner.ID)
+}
+
+// Writer changes the webspace of one user.
+type Writer struct{ Reader }
+
+// Create is [webspace.Manager.Create].
+func (w Writer) Create(ctx context.Context, req webspace.CreateRequest) (webspace.Webspace, error) {
+	return w.manager.Create(ctx, w.owner, req)
+}
+
+// Delete is [webspace.Manager.Delete].
+func (w Writer) Delete(ctx context.Context) error { return w.manager.Delete(ctx, w.owner.ID) }
+
+// Start is [webspace.Manager.Start].
+func (w Writer) Start(ctx context.Context) error { return w.manager.Start(ctx, w.owner.ID) }
+
+// Stop is [webspace.Manager.Stop].
+func (w Writer) Stop(ctx context.Context) error { return w.manager.Stop(ctx, w.owner.ID) }
+
+// Restart is [webspace.Manager.Restart].
+func (w Writer) Restart(ctx context.Context) error { return w.manager.Restart(ctx, w.owner.ID) }
+
+// SetConfig is [webspace.Manager.SetConfig].
+func (w Writer) SetConfig(ctx context.Context, change webspace.ConfigChange) (webspace.Config, error) {
+	return w.manager.SetConfig(ctx, w.owner.ID, change)
+}
