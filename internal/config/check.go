@@ -14,17 +14,18 @@ import (
 
 // notYet has the values that are understood, but that this version can not act on. What is built is taken off here.
 var notYet = map[string]func(*Config) bool{
-	"identity.provider iamd":             func(c *Config) bool { return c.Identity.Provider == "iamd" },
-	"identity.provider oidc":             func(c *Config) bool { return c.Identity.Provider == "oidc" },
-	"gateway.tls_listen_address":         func(c *Config) bool { return c.Gateway.TLSListenAddress != "" },
-	"webspaces.ports.kubernetes_service": func(c *Config) bool { return c.Webspaces.Ports.KubernetesService != "" },
-	"traefik.provider kubernetes":        func(c *Config) bool { return c.Traefik.Provider == "kubernetes" },
-	"traefik.provider redis":             func(c *Config) bool { return c.Traefik.Provider == "redis" },
-	"traefik.provider http":              func(c *Config) bool { return c.Traefik.Provider == "http" },
-	"tls.provider certmanager":           func(c *Config) bool { return c.TLS.Provider == "certmanager" },
-	"tls.provider acme":                  func(c *Config) bool { return c.TLS.Provider == "acme" },
-	"tls.provider resolver":              func(c *Config) bool { return c.TLS.Provider == "resolver" },
-	"tls.provider static":                func(c *Config) bool { return c.TLS.Provider == "static" },
+	"identity.provider iamd":                    func(c *Config) bool { return c.Identity.Provider == "iamd" },
+	"identity.provider oidc":                    func(c *Config) bool { return c.Identity.Provider == "oidc" },
+	"gateway.tls_listen_address":                func(c *Config) bool { return c.Gateway.TLSListenAddress != "" },
+	"webspaces.config_defaults.sni_passthrough": func(c *Config) bool { return c.Webspaces.ConfigDefaults.SNIPassthrough },
+	"webspaces.ports.kubernetes_service":        func(c *Config) bool { return c.Webspaces.Ports.KubernetesService != "" },
+	"traefik.provider kubernetes":               func(c *Config) bool { return c.Traefik.Provider == "kubernetes" },
+	"traefik.provider redis":                    func(c *Config) bool { return c.Traefik.Provider == "redis" },
+	"traefik.provider http":                     func(c *Config) bool { return c.Traefik.Provider == "http" },
+	"tls.provider certmanager":                  func(c *Config) bool { return c.TLS.Provider == "certmanager" },
+	"tls.provider acme":                         func(c *Config) bool { return c.TLS.Provider == "acme" },
+	"tls.provider resolver":                     func(c *Config) bool { return c.TLS.Provider == "resolver" },
+	"tls.provider static":                       func(c *Config) bool { return c.TLS.Provider == "static" },
 }
 
 // Unsupported names everything in the configuration that is valid, but that this version can not act on; nil if there
@@ -89,9 +90,9 @@ func (c *Config) check() []*Problem {
 
 	w := c.Webspaces
 	require("webspaces.domain", w.Domain == "", "every webspace has a name in it")
-	// The longest ID has 19 digits; the name of an instance is a DNS label of at most 63 characters, not all digits.
-	if name := w.InstancePrefix + "u" + strings.Repeat("9", 19); !provider.IsLabel(name) || w.InstancePrefix == "" || strings.Trim(w.InstancePrefix[:1], "0123456789") == "" {
-		fail("webspaces.instance_prefix", "at most 43 of a-z, 0-9 and '-' are wanted here, with a letter first")
+	// With the longest ID, of 19 digits, the name of an instance is still a DNS label, and LXD wants a letter first.
+	if p := w.InstancePrefix; p == "" || len(p) > 32 || !provider.IsLabel(p+"u1") || strings.Contains("0123456789", p[:1]) {
+		fail("webspaces.instance_prefix", "at most 32 of a-z, 0-9 and '-' are wanted here, with a letter first")
 	}
 	if w.ConfigDefaults.StartupDelay > w.MaxStartupDelay {
 		fail("webspaces.config_defaults.startup_delay", "longer than webspaces.max_startup_delay")

@@ -125,6 +125,7 @@ traefik:
 	err = c.Unsupported()
 	require.ErrorContains(t, err, "identity.provider iamd is not part of this version")
 	require.ErrorContains(t, err, "traefik.provider kubernetes is not part of this version")
+	require.ErrorContains(t, err, "webspaces.config_defaults.sni_passthrough is not part of this version")
 	require.ErrorContains(t, err, "webspaces.ports.kubernetes_service is not part of this version")
 }
 
@@ -287,7 +288,7 @@ tls: {provider: static, static: {certificates: [{cert_file: a}]}}
 			"FILE: lxd.url: given together with lxd.unix_socket; one of them is enough",
 			"FILE: lxd.url: LXD is reached by https:// only",
 			"FILE: lxd.tls.client_cert: not set, but lxd.url is",
-			"FILE: webspaces.instance_prefix: at most 43 of a-z, 0-9 and '-' are wanted here, with a letter first",
+			"FILE: webspaces.instance_prefix: at most 32 of a-z, 0-9 and '-' are wanted here, with a letter first",
 			"FILE: webspaces.config_defaults.startup_delay: longer than webspaces.max_startup_delay",
 			"FILE: webspaces.ports.start: greater than webspaces.ports.end",
 			"FILE: gateway.http_listen_address: the same as http.listen_address",

@@ -113,6 +113,15 @@ type URL struct{ url.URL }
 // IsZero reports whether there is no URL.
 func (u URL) IsZero() bool { return u.Host == "" }
 
+// Origin is the scheme, host and port, which is written even if it is the scheme's own: "http://webspaced:80".
+func (u URL) Origin() string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return u.Scheme + "://" + net.JoinHostPort(u.Hostname(), port)
+}
+
 // MarshalText writes the URL.
 func (u URL) MarshalText() ([]byte, error) { return []byte(u.String()), nil }
 

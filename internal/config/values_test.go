@@ -75,6 +75,16 @@ func TestURL(t *testing.T) {
 	}
 }
 
+func TestOrigin(t *testing.T) {
+	for text, want := range map[string]string{
+		"http://webspaced": "http://webspaced:80", "https://a.example/v1": "https://a.example:443", "http://[::1]:8081/": "http://[::1]:8081",
+	} {
+		var u config.URL
+		require.NoError(t, u.UnmarshalText([]byte(text)))
+		require.Equal(t, want, u.Origin())
+	}
+}
+
 func TestAddress(t *testing.T) {
 	for _, text := range []string{":80", "127.0.0.1:0", "[::1]:8080", "localhost:80", ""} {
 		var a config.Address
