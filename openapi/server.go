@@ -89,6 +89,7 @@ func guard(mux *http.ServeMux, fail func(http.ResponseWriter, *http.Request, err
 			}
 		}()
 		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Cache-Control", "no-store")
 		// The mux would redirect such a path to a clean one, which no client of ours asks for.
 		if path.Clean(r.URL.Path) != r.URL.Path || strings.ContainsAny(r.URL.Path, "\x00\\") {
 			fail(w, r, errNoPath)
