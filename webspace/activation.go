@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -96,14 +97,14 @@ func (a *activation) setReadiness(at netip.AddrPort, r readiness) (changed bool)
 
 // Route implements [proxy.Router].
 func (m *Manager) Route(host string) (proxy.Target, error) {
-	if len(host) > 0 && host[len(host)-1] == '.' {
-		host = host[:len(host)-1]
-	}
-	if len(host) > 253 {
+	if len(host) > 254 {
 		return proxy.Target{}, errNobody
 	}
-	e := m.index.ownerOf(asciiLower(host))
+	e := m.index.ownerOf(asciiLower(strings.TrimSuffix(host, ".")))
 	if e == nil {
+		if !m.Synced() {
+			return proxy.Target{}, errUnread
+		}
 		return proxy.Target{}, errNobody
 	}
 	v := m.index.look(e)
@@ -113,7 +114,13 @@ func (m *Manager) Route(host string) (proxy.Target, error) {
 	return proxy.Target{Webspace: e.name, Port: v.record.Config.HTTPPort}, nil
 }
 
-var errNobody = fmt.Errorf("no webspace has this host name: %w", errdefs.ErrNotFound)
+var (
+	errNobody = fmt.Errorf("no webspace has this host name: %w", errdefs.ErrNotFound)
+	errUnread = &proxy.Failure{
+		Reason: "The server has just started.", RetryAfter: time.Second,
+		Err: fmt.Errorf("the webspaces have not been read yet: %w", errdefs.ErrUnavailable),
+	}
+)
 
 // Ready implements [proxy.Activator].
 func (m *Manager) Ready(t proxy.Target) (proxy.Endpoint, bool) {
@@ -136,15 +143,18 @@ func (m *Manager) Ready(t proxy.Target) (proxy.Endpoint, bool) {
 }
 
 func (m *Manager) release(e *entry, at netip.AddrPort, err error) {
-	if err != nil {
-		// Whatever the reason, the next activation probes again, and the reconciler has a look.
-		if e.activation.setReadiness(at, silent) {
-			m.dirty(e.name)
-		}
-	}
 	a := &e.activation
+	// Whatever the reason, the next activation probes again, and the reconciler has a look.
+	lost := err != nil && a.setReadiness(at, silent)
+	if lost {
+		m.dirty(e.name)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if lost {
+		// What answered until now may have been restarted, from inside say, and then deserves the time of a boot.
+		a.since = time.Now()
+	}
 	a.leases--
 	if a.leases == 0 && a.draining {
 		close(a.idle)
@@ -161,24 +171,28 @@ func (m *Manager) Activate(ctx context.Context, t proxy.Target) (proxy.Endpoint,
 			return endpoint, nil
 		}
 		// Between the end of a flight and the lease, the instance may be gone again: then there is another flight.
-		if _, err := m.activations.do(ctx, flightKey{t, false}, func(ctx context.Context) (struct{}, error) {
+		if _, err := m.activations.do(ctx, t, func(ctx context.Context) (struct{}, error) {
 			ctx, cancel := context.WithTimeout(ctx, m.opts.StartTimeout+m.opts.AddressTimeout+m.opts.StopGrace+m.opts.MaxStartupDelay)
 			defer cancel()
 			err := m.activate(ctx, t)
-			if err != nil {
-				m.log.Warn("activation failed", "webspace", t.Webspace, "port", t.Port, "error", err)
+			if err == nil {
+				return struct{}{}, nil
+			}
+			m.log.Warn("activation failed", "webspace", t.Webspace, "port", t.Port, "error", err)
+			// What was read on the way may differ from what the route was made of, and the event may be lost.
+			m.dirty(t.Webspace)
+			if _, ok := errors.AsType[*proxy.Failure](err); !ok && ctx.Err() != nil {
+				// It is the flight that has run out of time or was ended, not whoever waits for it.
+				err = &proxy.Failure{
+					Reason: "This webspace could not be started in time.", RetryAfter: 5 * time.Second,
+					Err: fmt.Errorf("activation ended: %v: %w", err, errdefs.ErrUnavailable),
+				}
 			}
 			return struct{}{}, err
 		}); err != nil {
 			return proxy.Endpoint{}, err
 		}
 	}
-}
-
-// flightKey names a flight: an activation, or a probe that boots nothing.
-type flightKey struct {
-	target proxy.Target
-	probe  bool
 }
 
 // errGone says that an instance ended while it was waited for.
@@ -297,7 +311,7 @@ func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int) (at net
 		case <-ctx.Done():
 			return at, false, done, &proxy.Failure{
 				Reason: "Too many webspaces are starting at the moment.", RetryAfter: 5 * time.Second,
-				Err: fmt.Errorf("no boot slot: %w: %w", ctx.Err(), errdefs.ErrResourceExhausted),
+				Err: fmt.Errorf("no boot slot: %v: %w", ctx.Err(), errdefs.ErrResourceExhausted),
 			}
 		}
 		booted = true
@@ -327,22 +341,22 @@ func (m *Manager) awaitAddress(ctx context.Context, e *entry) (netip.Addr, error
 	for interval := 20 * time.Millisecond; ; interval = min(interval*2, 500*time.Millisecond) {
 		v, err := m.refresh(ctx, e.name)
 		switch {
-		case err != nil:
+		case errdefs.IsNotFound(err):
+			return netip.Addr{}, err
+		case err != nil: // an engine that is away for a moment is no reason to give up on a boot
 		case v.status == StatusRunning && v.address.IsValid():
 			return v.address, nil
 		case v.status == StatusStopped || v.status == StatusError:
 			return netip.Addr{}, errGone
-		default:
-			err = sleep(ctx, interval)
 		}
-		if errors.Is(err, context.DeadlineExceeded) {
+		if sleep(ctx, interval) != nil {
+			if err == nil {
+				err = errors.New("it has none")
+			}
 			return netip.Addr{}, &proxy.Failure{
 				Reason: "This webspace has started, but it has no network address.", RetryAfter: 5 * time.Second,
-				Err: fmt.Errorf("no address after %v: %w", m.opts.AddressTimeout, errdefs.ErrUnavailable),
+				Err: fmt.Errorf("no address after %v: %v: %w", m.opts.AddressTimeout, err, errdefs.ErrUnavailable),
 			}
-		}
-		if err != nil {
-			return netip.Addr{}, err
 		}
 	}
 }
@@ -364,7 +378,7 @@ func (m *Manager) awaitReady(ctx context.Context, e *entry, at netip.AddrPort, b
 		err := m.opts.Probe(probing, at)
 		if err == nil {
 			if a.setReadiness(at, accepting) {
-				m.dirty(e.name) // its route may now go straight there
+				m.queue.add(e.name) // its route may now go straight there
 			}
 			return nil
 		}
@@ -380,7 +394,11 @@ func (m *Manager) awaitReady(ctx context.Context, e *entry, at netip.AddrPort, b
 		// Events say when the instance ends; that they may be lost is why the truth is read now and then.
 		if now := time.Now(); now.After(nextLook) || probing.Err() != nil {
 			nextLook = now.Add(500 * time.Millisecond)
-			if v, err := m.refresh(ctx, e.name); err == nil && (v.status != StatusRunning || v.address != at.Addr()) {
+			v, err := m.refresh(ctx, e.name)
+			switch {
+			case errdefs.IsNotFound(err):
+				return err
+			case err == nil && (v.status != StatusRunning || v.address != at.Addr()):
 				return errGone
 			}
 		}
@@ -389,7 +407,7 @@ func (m *Manager) awaitReady(ctx context.Context, e *entry, at netip.AddrPort, b
 		}
 		if probing.Err() != nil {
 			if a.setReadiness(at, silent) {
-				m.dirty(e.name)
+				m.queue.add(e.name)
 			}
 			return &proxy.Failure{
 				Reason:     fmt.Sprintf("This webspace is running, but nothing answers on its port %d.", at.Port()),

@@ -18,6 +18,7 @@ type index struct {
 	mu      sync.RWMutex
 	clock   uint64            // counts changes and touches
 	strange uint64            // clock at the last touch of a name that is not known
+	removed uint64            // clock at the last removal
 	entries map[string]*entry // by instance name
 	hosts   map[string][]*entry
 	ports   map[int][]*entry
@@ -34,18 +35,17 @@ type entry struct {
 	view
 	changed    uint64 // index.clock at the last change
 	touched    uint64 // index.clock at the last event
+	read       uint64 // index.clock before the last read: what was touched later has to be read again
 	activation activation
 }
 
 // view is what was read of a webspace.
 type view struct {
 	known    bool // the instance was read; false for a name that is reserved during a creation
-	fresh    bool // read by the full sync, and nothing has happened since
 	status   Status
 	address  netip.Addr
 	record   record
 	bad      error    // why the webspace is quarantined
-	unsure   error    // why its host names are not known; its route stays as it is
 	label    string   // of the default domain; empty if the user has none
 	hosts    []string // claimed, the default domain first
 	problems []string // what is wrong with it, for its owner and the operator
@@ -87,15 +87,16 @@ func (x *index) update(name string, user identity.UserID, since uint64, change f
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	e := x.entries[name]
-	if e == nil {
+	switch {
+	case e == nil && x.removed > since, e != nil && e.changed > since:
+		return nil, false // the webspace that was removed may be this one
+	case e == nil:
 		e = &entry{name: name, user: user, touched: x.strange}
 		e.activation.init()
 		x.entries[name] = e
-	} else if e.changed > since {
-		return nil, false
 	}
 	affected = x.change(e, change)
-	e.fresh = e.fresh && e.touched <= since
+	e.read = min(since, x.clock)
 	return affected, true
 }
 
@@ -105,22 +106,18 @@ func (x *index) touch(name string) {
 	defer x.mu.Unlock()
 	x.clock++
 	if e := x.entries[name]; e != nil {
-		e.touched, e.fresh = x.clock, false
+		e.touched = x.clock
 	} else {
 		x.strange = x.clock
 	}
 }
 
-// takeFresh reports whether a webspace has just been read by the full sync, once.
-func (x *index) takeFresh(name string) bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
+// stale reports whether a webspace has to be read: something has happened to it since it was last, or it is not known.
+func (x *index) stale(name string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
 	e := x.entries[name]
-	if e == nil || !e.fresh {
-		return false
-	}
-	e.fresh = false
-	return true
+	return e == nil || e.touched > e.read
 }
 
 // adjust changes an entry if it is there, whatever happened before.
@@ -169,8 +166,9 @@ func (x *index) remove(name string, since uint64) (affected []string, ok bool) {
 	}
 	x.withdraw(e)
 	delete(x.entries, name)
+	e.activation.observe(StatusStopped, netip.Addr{}) // wakes who still waits for it
 	x.clock++
-	e.changed = x.clock
+	x.removed = x.clock
 	return compactOthers(x.owners(e.hosts), name), true
 }
 

@@ -53,15 +53,17 @@ func (m *Manager) Create(ctx context.Context, user identity.User, req CreateRequ
 		return Webspace{}, err
 	}
 	if err := m.runtime.Create(ctx, name, CreateOptions{Image: req.Image, Record: data}); err != nil {
-		m.discard(ctx, user.ID, name)
+		if !errdefs.IsAlreadyExists(err) { // then somebody else is making it
+			m.discard(ctx, user.ID, name)
+		}
 		return Webspace{}, fmt.Errorf("create webspace of user %d: %w", user.ID, err)
 	}
 	r.Creating = false
 	if data, err = r.encode(); err == nil {
 		err = m.runtime.SetRecord(ctx, name, data, "")
 	}
-	if err != nil {
-		m.discard(ctx, user.ID, name)
+	// A record that was written although the answer was lost makes a complete webspace.
+	if err != nil && !m.discard(ctx, user.ID, name) {
 		return Webspace{}, fmt.Errorf("finish webspace of user %d: %w", user.ID, err)
 	}
 	m.log.Info("created", "webspace", name, "user", user.Username, "image", req.Image)
@@ -93,15 +95,18 @@ func (m *Manager) clearUnfinished(ctx context.Context, id identity.UserID, name 
 	return m.destroy(ctx, name)
 }
 
-// discard removes an unfinished webspace even if the caller has left. If that fails, the next creation does it.
-func (m *Manager) discard(ctx context.Context, id identity.UserID, name string) {
+// discard removes an unfinished webspace even if the caller has left. If that fails, the next creation does it. It
+// reports whether there is something complete instead.
+func (m *Manager) discard(ctx context.Context, id identity.UserID, name string) (complete bool) {
+	defer m.dirty(name)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	// Not destroy outright: Create may have failed because the instance is somebody else's.
-	if err := m.clearUnfinished(ctx, id, name); err != nil && !errdefs.IsAlreadyExists(err) {
+	err := m.clearUnfinished(ctx, id, name)
+	if err != nil && !errdefs.IsAlreadyExists(err) {
 		m.log.Warn("an unfinished webspace is left", "webspace", name, "error", err)
 	}
-	m.dirty(name)
+	return errdefs.IsAlreadyExists(err)
 }
 
 // destroy stops and deletes an instance, if it is there.
@@ -127,6 +132,9 @@ func (m *Manager) destroy(ctx context.Context, name string) error {
 
 // Delete removes a webspace with all its data, and stops it before if it runs. NotFound if there is none.
 func (m *Manager) Delete(ctx context.Context, id identity.UserID) error {
+	if err := m.awaitSync(ctx); err != nil {
+		return err
+	}
 	name := instanceName(m.opts.Prefix, id)
 	unlock, err := m.lifecycle.lock(ctx, name)
 	if err != nil {
@@ -140,13 +148,13 @@ func (m *Manager) Delete(ctx context.Context, id identity.UserID) error {
 	if _, err := decodeRecord(instance.Record, name, id, m.opts.Defaults); err != nil {
 		return fmt.Errorf("webspace of user %d is quarantined: %w", id, err)
 	}
-	if e := m.index.find(name); e != nil {
+	defer m.dirty(name) // after the flags are down again: what failed half-way gets its route back
+	if e := m.known(ctx, name); e != nil {
 		// The route goes first, and the reverse proxy gets time to follow: the address is free for another webspace
 		// as soon as the instance is gone.
 		m.index.adjust(name, func(v *view) { v.deleting = true })
 		defer m.index.adjust(name, func(v *view) { v.deleting = false })
 		if err := m.settle(ctx, name); err != nil {
-			m.dirty(name)
 			return fmt.Errorf("remove the route of webspace %s: %w", name, err)
 		}
 		defer e.undrain()
@@ -154,7 +162,6 @@ func (m *Manager) Delete(ctx context.Context, id identity.UserID) error {
 			return err
 		}
 	}
-	defer m.dirty(name)
 	if instance.Status == StatusRunning {
 		if err := m.runtime.Stop(ctx, name, m.opts.StopGrace); err != nil && !errdefs.IsNotFound(err) {
 			return m.wrap(id, err)
@@ -213,6 +220,9 @@ func (m *Manager) Restart(ctx context.Context, id identity.UserID) error {
 }
 
 func (m *Manager) halt(ctx context.Context, id identity.UserID, halt func(context.Context, string, time.Duration) error) error {
+	if err := m.awaitSync(ctx); err != nil {
+		return err
+	}
 	name := instanceName(m.opts.Prefix, id)
 	unlock, err := m.lifecycle.lock(ctx, name)
 	if err != nil {
@@ -227,7 +237,7 @@ func (m *Manager) halt(ctx context.Context, id identity.UserID, halt func(contex
 		return fmt.Errorf("the webspace is not running: %w", errdefs.ErrFailedPrecondition)
 	}
 	defer m.dirty(name)
-	if e := m.index.find(name); e != nil {
+	if e := m.known(ctx, name); e != nil {
 		m.index.adjust(name, func(v *view) { v.detour = true })
 		defer m.index.adjust(name, func(v *view) { v.detour = false })
 		if err := m.settle(ctx, name); err != nil {
@@ -248,6 +258,14 @@ func (m *Manager) halt(ctx context.Context, id identity.UserID, halt func(contex
 	}
 	m.refreshQuietly(ctx, name)
 	return nil
+}
+
+// known returns the entry of an instance. One that no event has told of yet is read.
+func (m *Manager) known(ctx context.Context, name string) *entry {
+	if m.index.find(name) == nil {
+		m.refreshQuietly(ctx, name)
+	}
+	return m.index.find(name)
 }
 
 // refreshQuietly lets the data path know at once what has just been done. If it fails, the reconciler catches up.

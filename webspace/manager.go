@@ -14,6 +14,7 @@ import (
 
 	"github.com/netsoc/webspaced/identity"
 	"github.com/netsoc/webspaced/provider"
+	"github.com/netsoc/webspaced/proxy"
 )
 
 // Mode says where the routes of running webspaces point.
@@ -91,7 +92,9 @@ func (o Options) withDefaults(watched bool) Options {
 	set(&o.AddressTimeout, 15*time.Second)
 	set(&o.StopGrace, 30*time.Second)
 	set(&o.Drain, 5*time.Second)
-	set(&o.Ports, PortRange{First: 49152, Last: 65535, Max: 64})
+	set(&o.Ports.First, 49152)
+	set(&o.Ports.Last, 65535)
+	set(&o.Ports.Max, 64)
 	set(&o.MaxDomains, 20)
 	set(&o.Resync, 5*time.Minute)
 	if !watched {
@@ -123,6 +126,8 @@ func (o Options) validate() error {
 		return invalid("mode %q is neither direct nor inline", o.Mode)
 	case !validPort(o.Ports.First) || !validPort(o.Ports.Last) || o.Ports.First > o.Ports.Last || o.Ports.Max < 0:
 		return invalid("port range %d to %d", o.Ports.First, o.Ports.Last)
+	case o.Boots < 0 || o.MaxDomains < 0 || o.Resync < 0:
+		return invalid("options Boots, MaxDomains and Resync can not be negative")
 	}
 	if o.Provider != nil {
 		host, err := provider.ParseHost("gateway.invalid")
@@ -139,8 +144,8 @@ func (o Options) validate() error {
 
 // Manager holds the use cases of webspaces. All methods are safe for concurrent use.
 //
-// [Manager.Run] has to run all the while: before its first full read, methods that need to know all webspaces wait for
-// it until their context ends.
+// [Manager.Run] has to run all the while: methods that need to know all webspaces wait for its first full read, for 10
+// seconds at most, and then fail with Unavailable.
 type Manager struct {
 	runtime   Runtime
 	directory identity.Directory
@@ -151,10 +156,12 @@ type Manager struct {
 	index       *index
 	specs       locks[string] // one writer of a record at a time
 	lifecycle   locks[string] // one start, stop or deletion at a time
-	activations *flights[flightKey, struct{}]
+	reads       locks[string] // one refresh at a time, so that two do not find each other's reading stale for ever
+	activations *flights[proxy.Target, struct{}]
 	boots       chan struct{} // one value for each boot under way
 
-	queue  *queue
+	queue  *queue // to be reconciled
+	probes *queue // to be probed, because nobody knows whether they are ready
 	routes routes
 	resync chan struct{}
 	synced chan struct{} // closed after the first full read
@@ -178,9 +185,10 @@ func NewManager(runtime Runtime, directory identity.Directory, domain string, op
 	return &Manager{
 		runtime: runtime, directory: directory, zone: zone, opts: o, log: o.Logger,
 		index:       newIndex(),
-		activations: newFlights[flightKey, struct{}](),
+		activations: newFlights[proxy.Target, struct{}](),
 		boots:       make(chan struct{}, o.Boots),
-		queue:       newQueue(100*time.Millisecond, 5*time.Millisecond, 5*time.Minute),
+		queue:       newQueue(100*time.Millisecond, 5*time.Millisecond, 30*time.Second),
+		probes:      newQueue(100*time.Millisecond, time.Second, time.Second),
 		resync:      make(chan struct{}, 1),
 		synced:      make(chan struct{}),
 	}, nil
@@ -213,13 +221,15 @@ func (m *Manager) Synced() bool {
 }
 
 func (m *Manager) awaitSync(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
+	timer := time.NewTimer(10 * time.Second)
+	defer timer.Stop()
 	select {
 	case <-m.synced:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("the webspaces have not been read yet: %w: %w", ctx.Err(), errdefs.ErrUnavailable)
+		return ctx.Err()
+	case <-timer.C:
+		return fmt.Errorf("the webspaces have not been read yet: %w", errdefs.ErrUnavailable)
 	}
 }
 
@@ -322,6 +332,7 @@ func (m *Manager) modify(ctx context.Context, id identity.UserID, change func(*r
 			return nil
 		}
 		if !errdefs.IsConflict(err) || time.Now().After(deadline) {
+			m.dirty(name) // it may have been written all the same
 			return m.wrap(id, err)
 		}
 		if err := sleep(ctx, wait/2+rand.N(wait)); err != nil {
@@ -420,6 +431,9 @@ func (m *Manager) AddPort(ctx context.Context, id identity.UserID, external, int
 	return port, m.modify(ctx, id, func(r *record) error {
 		if len(r.Ports) >= m.opts.Ports.Max {
 			return fmt.Errorf("a webspace has at most %d port forwards: %w", m.opts.Ports.Max, errdefs.ErrResourceExhausted)
+		}
+		if _, ok := r.Ports[port]; ok {
+			return fmt.Errorf("external port %d is used by this webspace: %w", port, errdefs.ErrAlreadyExists)
 		}
 		r.Ports[port] = internal
 		return nil

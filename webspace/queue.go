@@ -99,6 +99,17 @@ func (q *queue) next(ctx context.Context) (string, error) {
 	}
 }
 
+// work does one due name after the other until ctx ends. do reports whether it succeeded.
+func (q *queue) work(ctx context.Context, do func(name string) bool) {
+	for {
+		name, err := q.next(ctx)
+		if err != nil {
+			return
+		}
+		q.done(name, !do(name))
+	}
+}
+
 // done ends the work on a name. After a failure it comes back by itself, later each time.
 func (q *queue) done(name string, failed bool) {
 	q.mu.Lock()

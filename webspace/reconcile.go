@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,11 +15,13 @@ import (
 
 	"github.com/netsoc/webspaced/identity"
 	"github.com/netsoc/webspaced/provider"
-	"github.com/netsoc/webspaced/proxy"
 )
 
-// workers is how many webspaces are reconciled at a time.
-const workers = 8
+// workers is how many webspaces are reconciled at a time, probers how many are probed.
+const (
+	workers = 8
+	probers = 32
+)
 
 // Run keeps routes in agreement with the webspaces until ctx ends, which is its only way to return. Webspaces and routes
 // stay as they are then. Events of the runtime only say which webspace to look at; what counts is what is read, for each
@@ -28,24 +32,28 @@ func (m *Manager) Run(ctx context.Context) error {
 	wg.Go(func() { m.watch(ctx) })
 	for range workers {
 		wg.Go(func() {
-			for {
-				name, err := m.queue.next(ctx)
-				if err != nil {
-					return
-				}
-				err = m.reconcile(ctx, name)
+			m.queue.work(ctx, func(name string) bool {
+				err := m.reconcile(ctx, name)
 				if err != nil && ctx.Err() == nil {
 					m.log.Warn("reconciliation failed", "webspace", name, "error", err)
 				}
-				m.queue.done(name, err != nil)
-			}
+				return err == nil
+			})
+		})
+	}
+	for range probers {
+		wg.Go(func() {
+			m.probes.work(ctx, func(name string) bool {
+				m.probe(ctx, name)
+				return true
+			})
 		})
 	}
 	m.resyncLoop(ctx)
 	return ctx.Err()
 }
 
-// Sync reads a webspace anew and makes its route agree with it.
+// Sync reads a webspace anew and writes its route anew, if it is to have one.
 func (m *Manager) Sync(ctx context.Context, id identity.UserID) error {
 	if err := m.awaitSync(ctx); err != nil {
 		return err
@@ -54,14 +62,22 @@ func (m *Manager) Sync(ctx context.Context, id identity.UserID) error {
 		return err
 	}
 	name := instanceName(m.opts.Prefix, id)
-	m.index.adjust(name, func(v *view) { v.fresh = false })
+	m.index.touch(name)
+	m.routes.doubt(name)
 	return m.reconcile(ctx, name)
 }
 
-// dirty marks a webspace for reconciliation.
+// dirty marks webspaces to which something has happened: they are read, and their routes made to agree.
 func (m *Manager) dirty(names ...string) {
 	for _, name := range names {
 		m.index.touch(name)
+		m.queue.add(name)
+	}
+}
+
+// reroute marks webspaces whose routes may have to change because of something else.
+func (m *Manager) reroute(names ...string) {
+	for _, name := range names {
 		m.queue.add(name)
 	}
 }
@@ -106,22 +122,22 @@ func (m *Manager) requestResync() {
 func (m *Manager) resyncLoop(ctx context.Context) {
 	var guard removalGuard
 	for failures := 0; ; {
-		next := m.opts.Resync
-		again, err := m.sync(ctx, &guard)
+		next, err := m.sync(ctx, &guard)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			next = min(time.Second<<min(failures, 5), 30*time.Second, m.opts.Resync)
+			next = min(time.Second<<min(failures, 5), 30*time.Second)
 			failures++
-			m.log.Error("the webspaces could not be read; routes stay as they are", "error", err, "retry_in", next)
-		case again:
-			next = min(time.Second, m.opts.Resync)
-			failures = 0
+			m.log.Error("not everything could be read; routes stay as they are", "error", err, "retry_in", next)
 		default:
 			failures = 0
 		}
-		timer := time.NewTimer(next)
+		// However often it is asked for, one a second is enough.
+		if sleep(ctx, min(time.Second, next, m.opts.Resync)) != nil {
+			return
+		}
+		timer := time.NewTimer(min(next, m.opts.Resync) - min(time.Second, next, m.opts.Resync))
 		select {
 		case <-timer.C:
 		case <-m.resync:
@@ -131,45 +147,57 @@ func (m *Manager) resyncLoop(ctx context.Context) {
 	}
 }
 
-// sync reads all webspaces and all routes, and queues the webspaces whose routes differ. again asks for another one soon.
-func (m *Manager) sync(ctx context.Context, guard *removalGuard) (again bool, err error) {
+// sync reads all webspaces and all routes, and queues the webspaces whose routes differ. It returns when to do so again
+// at the latest.
+func (m *Manager) sync(ctx context.Context, guard *removalGuard) (next time.Duration, err error) {
 	started := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	since, routesSince := m.index.now(), m.routes.now()
 	instances, err := m.runtime.List(ctx, m.opts.Prefix)
 	if err != nil {
-		return false, fmt.Errorf("list instances: %w", err)
+		return 0, fmt.Errorf("list instances: %w", err)
 	}
-	var stored []provider.Route
+	var unread error // why the routes are not known; webspaces boot without them all the same
 	if m.opts.Provider != nil {
-		if stored, err = m.opts.Provider.Routes(ctx); err != nil {
-			return false, fmt.Errorf("read routes: %w", err)
+		var stored []provider.Route
+		if stored, unread = m.opts.Provider.Routes(ctx); unread == nil {
+			m.routes.replace(stored, routesSince)
 		}
 	}
 	labels, err := m.labels(ctx, instances)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 
+	next = m.opts.Resync
 	listed := make(map[string]bool, len(instances))
-	dirty := make(map[string]bool)
+	changed := make(map[string]bool) // whose routes may have to
 	for _, instance := range instances {
 		user, ok := instanceUser(m.opts.Prefix, instance.Name)
 		if !ok {
 			continue
 		}
 		listed[instance.Name] = true
-		affected, ok := m.observe(instance, user, labels[user], since, true)
+		if labels[user].failed != nil {
+			next = 30 * time.Second
+		}
+		affected, ok := m.observe(instance, user, labels[user], since)
 		if !ok {
-			dirty[instance.Name] = true // it changed meanwhile, so read it again
+			m.dirty(instance.Name) // it changed meanwhile, so read it again
 		}
 		for _, name := range affected {
-			dirty[name] = true
+			changed[name] = true
 		}
 	}
 
-	m.routes.replace(stored, routesSince)
+	if !m.Synced() {
+		close(m.synced)
+		m.log.Info("read all webspaces", "webspaces", len(listed), "took", time.Since(started).Round(time.Millisecond))
+	}
+	if unread != nil {
+		return 0, fmt.Errorf("read routes: %w", unread)
+	}
 
 	desired := make([]provider.Route, 0, len(listed))
 	for name := range listed {
@@ -177,7 +205,9 @@ func (m *Manager) sync(ctx context.Context, guard *removalGuard) (again bool, er
 		if route, ok := m.desired(name, current.Backend); ok {
 			desired = append(desired, route)
 		}
-		m.probeUnknown(name)
+		if _, _, ok := m.unprobed(name); ok {
+			m.probes.add(name)
+		}
 	}
 	gone := make(map[string]bool)
 	for _, e := range m.index.all() {
@@ -188,28 +218,20 @@ func (m *Manager) sync(ctx context.Context, guard *removalGuard) (again bool, er
 	if m.opts.Provider != nil {
 		changes := provider.Plan(desired, m.routes.all())
 		for _, route := range changes.Put {
-			dirty[route.Name] = true
+			changed[route.Name] = true
 		}
 		for _, name := range changes.Delete {
 			gone[name] = true
 		}
 	}
-	again = !guard.allows(gone, len(listed)+len(gone))
-	if again {
+	if !guard.allows(gone, len(listed)+len(gone)) {
+		next = time.Second
 		m.log.Warn("most webspaces seem to be gone; looking again before their routes are removed", "gone", len(gone), "left", len(listed))
 		clear(gone)
 	}
-	maps.Copy(dirty, gone)
-	for name := range dirty {
-		m.queue.add(name)
-	}
-	select {
-	case <-m.synced:
-	default:
-		close(m.synced)
-		m.log.Info("read all webspaces", "webspaces", len(listed), "routes", len(stored), "to_change", len(dirty), "took", time.Since(started).Round(time.Millisecond))
-	}
-	return again, nil
+	m.dirty(slices.Collect(maps.Keys(gone))...)
+	m.reroute(slices.Collect(maps.Keys(changed))...)
+	return next, nil
 }
 
 // removalGuard holds back the removal of most routes at once until a second read says the same: an engine that comes up,
@@ -223,19 +245,32 @@ func (g *removalGuard) allows(gone map[string]bool, total int) bool {
 	return !odd || confirmed
 }
 
-// labels returns the default domains' labels of the instances' users. Of users that cannot be looked up now, what was
-// known before stays.
+// labels returns the default domains' labels of the instances' users. After as many failures in a row as there are
+// look-ups at a time, the directory is taken to be away: waiting for each of them would take longer than anybody has.
 func (m *Manager) labels(ctx context.Context, instances []Instance) (map[identity.UserID]userLabel, error) {
+	const parallel = 16
 	labels := make(map[identity.UserID]userLabel, len(instances))
 	var mu sync.Mutex
 	var wg sync.WaitGroup
+	var away userLabel // the last failure
+	failures := 0      // in a row
 	users := make(chan identity.UserID)
-	for range min(16, len(instances)) {
+	for range min(parallel, len(instances)) {
 		wg.Go(func() {
 			for user := range users {
-				label := m.lookUp(ctx, user)
+				mu.Lock()
+				label, known := away, failures >= parallel
+				mu.Unlock()
+				if !known {
+					label = m.lookUp(ctx, user)
+				}
 				mu.Lock()
 				labels[user] = label
+				if failures++; label.failed == nil {
+					failures = 0
+				} else {
+					away = label
+				}
 				mu.Unlock()
 			}
 		})
@@ -272,19 +307,20 @@ func (m *Manager) lookUp(ctx context.Context, id identity.UserID) userLabel {
 	return userLabel{label: label}
 }
 
-// observe takes in an instance that was read after the given point of the index's history.
-func (m *Manager) observe(instance Instance, user identity.UserID, label userLabel, since uint64, fresh bool) (affected []string, ok bool) {
+// observe takes in an instance that was read after the given point of the index's history. If its user could not be
+// looked up, the default domain stays what it was, or what it is in the route that stands.
+func (m *Manager) observe(instance Instance, user identity.UserID, label userLabel, since uint64) (affected []string, ok bool) {
 	r, bad := decodeRecord(instance.Record, instance.Name, user, m.opts.Defaults)
+	if label.failed != nil {
+		label.label = m.storedLabel(instance.Name)
+	}
 	return m.index.update(instance.Name, user, since, func(v *view) {
-		var unsure error
-		if label.failed != nil {
-			if label.label = v.label; label.label == "" {
-				unsure = label.failed
-			}
+		if label.failed != nil && v.label != "" {
+			label.label = v.label
 		}
 		next := view{
-			known: true, fresh: fresh, status: instance.Status, address: instance.Address,
-			record: r, bad: bad, unsure: unsure, label: label.label, detour: v.detour, deleting: v.deleting,
+			known: true, status: instance.Status, address: instance.Address,
+			record: r, bad: bad, label: label.label, detour: v.detour, deleting: v.deleting,
 		}
 		if bad == nil {
 			next.hosts = m.hosts(label.label, r)
@@ -307,12 +343,28 @@ func (m *Manager) observe(instance Instance, user identity.UserID, label userLab
 	})
 }
 
+// storedLabel returns the label of the default domain that the route of a webspace, as it stands, is for.
+func (m *Manager) storedLabel(name string) string {
+	route, _ := m.routes.get(name)
+	for _, host := range route.Hosts {
+		if label, ok := strings.CutSuffix(host.String(), "."+m.zone); ok && provider.IsLabel(label) {
+			return label
+		}
+	}
+	return ""
+}
+
 // refresh reads one instance and returns what is known of its webspace. NotFound if it is gone.
 func (m *Manager) refresh(ctx context.Context, name string) (view, error) {
 	user, ok := instanceUser(m.opts.Prefix, name)
 	if !ok {
 		return view{}, errNobody
 	}
+	unlock, err := m.reads.lock(ctx, name)
+	if err != nil {
+		return view{}, err
+	}
+	defer unlock()
 	for {
 		since := m.index.now()
 		instance, err := m.runtime.Get(ctx, name)
@@ -324,20 +376,17 @@ func (m *Manager) refresh(ctx context.Context, name string) (view, error) {
 			return view{}, err
 		}
 		var label userLabel
-		if e := m.index.find(name); e != nil && m.index.look(e).known {
-			v := m.index.look(e)
-			label.label = v.label
-			if v.label == "" {
-				label = m.lookUp(ctx, user)
-			}
-		} else {
+		if e := m.index.find(name); e != nil {
+			label.label = m.index.look(e).label // a change of the username is a matter of the full sync
+		}
+		if label.label == "" {
 			label = m.lookUp(ctx, user)
 		}
-		affected, ok := m.observe(instance, user, label, since, false)
+		affected, ok := m.observe(instance, user, label, since)
 		if !ok {
 			continue // something changed while we read; what we have may be older
 		}
-		m.dirty(affected...)
+		m.reroute(affected...)
 		if e := m.index.find(name); e != nil {
 			return m.index.look(e), nil
 		}
@@ -351,14 +400,14 @@ func (m *Manager) forget(name string, since uint64) {
 		m.dirty(name)
 		return
 	}
-	m.dirty(affected...)
+	m.reroute(affected...)
 }
 
 // reconcile reads one webspace and makes its route agree with it. The work does not grow with the number of webspaces.
 func (m *Manager) reconcile(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	if !m.index.takeFresh(name) {
+	if m.index.stale(name) {
 		if _, err := m.refresh(ctx, name); err != nil && !errors.Is(err, errNobody) {
 			return err
 		}
@@ -366,28 +415,30 @@ func (m *Manager) reconcile(ctx context.Context, name string) error {
 	if err := m.updateRoute(ctx, name); err != nil {
 		return err
 	}
-	m.probeUnknown(name)
+	if _, _, ok := m.unprobed(name); ok {
+		m.probes.add(name)
+	}
 	return nil
 }
 
-// probeUnknown finds out whether a running webspace is ready, if routes depend on it. The answer marks it dirty.
-func (m *Manager) probeUnknown(name string) {
-	if m.opts.Provider == nil || m.opts.Mode != Direct {
-		return
-	}
-	e := m.index.find(name)
-	if e == nil {
-		return
+// unprobed reports whether the route of a webspace depends on whether it is ready, which nobody knows, and what to probe.
+func (m *Manager) unprobed(name string) (e *entry, at netip.AddrPort, ok bool) {
+	if e = m.index.find(name); e == nil || m.opts.Provider == nil || m.opts.Mode != Direct {
+		return nil, at, false
 	}
 	v := m.index.look(e)
 	port := v.record.Config.HTTPPort
-	if !v.routable() || v.detour || v.status != StatusRunning || !v.address.IsValid() || e.activation.readiness(port) != unknown {
+	ok = v.routable() && !v.detour && v.status == StatusRunning && v.address.IsValid() && e.activation.readiness(port) == unknown
+	return e, netip.AddrPortFrom(v.address, uint16(port)), ok
+}
+
+// probe finds out whether a running webspace is ready, for the sake of its route.
+func (m *Manager) probe(ctx context.Context, name string) {
+	e, at, ok := m.unprobed(name)
+	if !ok {
 		return
 	}
-	t := proxy.Target{Webspace: name, Port: port}
-	_, _ = m.activations.join(flightKey{t, true}, func(ctx context.Context) (struct{}, error) {
-		err := m.awaitReady(ctx, e, netip.AddrPortFrom(v.address, uint16(port)), false)
-		m.log.Debug("probed", "webspace", name, "port", port, "error", err)
-		return struct{}{}, err
-	}) // fails when the manager is closed, which is fine
+	err := m.awaitReady(ctx, e, at, false)
+	m.log.Debug("probed", "webspace", name, "error", err)
+	m.queue.add(name)
 }

@@ -63,7 +63,7 @@ func decodeRecord(data []byte, instance string, user identity.UserID, defaults C
 	if math.IsNaN(delay) || delay < 0 || delay > 86400 {
 		return record{}, badRecord("startupDelay %v is out of range", delay)
 	}
-	r.Config.StartupDelay = time.Duration(delay * float64(time.Second))
+	r.Config.StartupDelay = time.Duration(math.Round(delay * float64(time.Second)))
 	if !validPort(r.Config.HTTPPort) {
 		return record{}, badRecord("httpPort %d is out of range", r.Config.HTTPPort)
 	}

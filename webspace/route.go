@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/netsoc/webspaced/provider"
 )
 
@@ -51,6 +53,7 @@ type routes struct {
 	locks locks[string] // one change of a route at a time
 
 	mu      sync.Mutex
+	read    bool   // the store was read: what is not in current does not stand
 	clock   uint64 // counts changes
 	current map[string]provider.Route
 	changes map[string]routeChange // the last change of each route that is not long past
@@ -65,6 +68,12 @@ func (r *routes) now() uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.clock
+}
+
+func (r *routes) known() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.read
 }
 
 func (r *routes) get(name string) (provider.Route, bool) {
@@ -95,6 +104,10 @@ func (r *routes) set(name string, route provider.Route, stands bool) {
 	}
 }
 
+// doubt notes that nobody knows what stands: a change that failed may have been made all the same. No desired route
+// equals what is noted, so that the next update writes it.
+func (r *routes) doubt(name string) { r.set(name, provider.Route{Name: name}, true) }
+
 // replace takes in a full read of the store that began at the given clock. Of routes that have changed since then, what
 // was written is kept.
 func (r *routes) replace(read []provider.Route, since uint64) {
@@ -116,7 +129,7 @@ func (r *routes) replace(read []provider.Route, since uint64) {
 			changes[name] = change
 		}
 	}
-	r.current, r.changes = next, changes
+	r.current, r.changes, r.read = next, changes, true
 }
 
 func (r *routes) all() []provider.Route {
@@ -141,10 +154,8 @@ func (m *Manager) updateRoute(ctx context.Context, name string) error {
 		return err
 	}
 	defer unlock()
-	if e := m.index.find(name); e != nil {
-		if v := m.index.look(e); v.unsure != nil {
-			return v.unsure
-		}
+	if !m.routes.known() {
+		return fmt.Errorf("the routes have not been read yet: %w", errdefs.ErrUnavailable)
 	}
 	current, stands := m.routes.get(name)
 	route, wanted := m.desired(name, current.Backend)
@@ -160,6 +171,7 @@ func (m *Manager) updateRoute(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	if err := m.opts.Provider.Apply(ctx, changes); err != nil {
+		m.routes.doubt(name)
 		return fmt.Errorf("provider: %w", err)
 	}
 	m.routes.set(name, route, wanted)
