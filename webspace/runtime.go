@@ -37,7 +37,7 @@ type Instance struct {
 // CreateOptions say what a new instance is made of.
 type CreateOptions struct {
 	Image  string // alias or fingerprint
-	Record []byte // stored with the instance in the same step
+	Record []byte // stored with the instance in the same step; UTF-8 text, of which empty and none are the same
 }
 
 // Runtime runs instances. It is small on purpose: what a webspace is, who may do what, locking, retries and the

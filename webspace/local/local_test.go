@@ -30,7 +30,30 @@ import (
 
 func TestMain(m *testing.M) {
 	local.Main()
+	if dir := os.Getenv(daemonVariable); dir != "" {
+		os.Exit(daemon(dir))
+	}
 	os.Exit(m.Run())
+}
+
+const daemonVariable = "LOCAL_TEST_DAEMON"
+
+// daemon starts an instance and is then killed by the test.
+func daemon(dir string) int {
+	r, err := local.New(dir, nil)
+	if err == nil {
+		err = r.Create(context.Background(), "a", webspace.CreateOptions{Image: "hello", Record: []byte("kept")})
+	}
+	if err == nil {
+		err = r.Start(context.Background(), "a")
+	}
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println("started")
+	time.Sleep(time.Minute)
+	return 1
 }
 
 func open(t testing.TB, dir string, opts *local.Options) *local.Runtime {
@@ -259,6 +282,36 @@ func TestInstancesOutliveTheRuntime(t *testing.T) {
 	require.NoError(t, syscall.Kill(pid(t, dir, "b"), syscall.SIGKILL))
 	eventually(t, func() bool { return status(t, second, "b") == webspace.StatusStopped })
 	require.NoError(t, second.Stop(t.Context(), "a", time.Minute))
+	require.Zero(t, left(t, dir))
+}
+
+func TestInstancesOutliveTheProgram(t *testing.T) {
+	program, err := os.Executable()
+	require.NoError(t, err)
+	dir := t.TempDir()
+	cmd := exec.Command(program)
+	cmd.Env = append(os.Environ(), daemonVariable+"="+dir)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	line := make([]byte, 100)
+	n, _ := out.Read(line)
+	require.Equal(t, "started\n", string(line[:n]))
+	_, err = local.New(dir, nil)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, strconv.Itoa(cmd.Process.Pid))
+	require.NoError(t, cmd.Process.Kill())
+	_ = cmd.Wait()
+
+	r := open(t, dir, nil)
+	i, err := r.Get(t.Context(), "a")
+	require.NoError(t, err)
+	require.Equal(t, webspace.StatusRunning, i.Status)
+	require.Equal(t, "kept", string(i.Record))
+	require.NoError(t, syscall.Kill(pid(t, dir, "a"), syscall.SIGKILL))
+	eventually(t, func() bool { return status(t, r, "a") == webspace.StatusStopped })
+	require.NoError(t, r.Start(t.Context(), "a"))
+	require.NoError(t, r.Stop(t.Context(), "a", time.Minute))
 	require.Zero(t, left(t, dir))
 }
 

@@ -101,9 +101,9 @@ func sweep(dir string) (killed []int) {
 	return killed
 }
 
-// sweepAll sweeps an instance that no process is known of. There may be children of this program's all the same, from an
+// sweepOrphans sweeps an instance that no process is known of. There may be children of this program's all the same, from an
 // earlier runtime on the same directory.
-func sweepAll(dir string) {
+func sweepOrphans(dir string) {
 	for _, pid := range sweep(dir) {
 		_, _ = unix.Wait4(pid, nil, 0, nil) // it is killed; an error if it is not a child
 	}

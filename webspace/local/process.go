@@ -113,7 +113,7 @@ func (r *Runtime) adopt(i *instance) {
 		_, _ = unix.Wait4(id.PID, nil, unix.WNOHANG, nil) // a child of this program's, from an earlier runtime
 	}
 	// Also a process whose start was not written down: nobody was told that it runs.
-	sweepAll(i.dir)
+	sweepOrphans(i.dir)
 	_ = os.Remove(path)
 }
 
@@ -261,7 +261,7 @@ func (r *Runtime) Stop(ctx context.Context, name string, grace time.Duration) er
 	p := i.process
 	if p == nil {
 		if i.broken != nil {
-			sweepAll(i.dir)
+			sweepOrphans(i.dir)
 		}
 		i.mu.Unlock()
 		return nil
