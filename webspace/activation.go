@@ -102,7 +102,7 @@ func (m *Manager) Route(host string) (proxy.Target, error) {
 	}
 	e := m.index.ownerOf(asciiLower(strings.TrimSuffix(host, ".")))
 	if e == nil {
-		if !m.Synced() {
+		if !m.isSynced() {
 			return proxy.Target{}, errUnread
 		}
 		return proxy.Target{}, errNobody
@@ -301,6 +301,7 @@ func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int) (at net
 	if !v.routable() {
 		return at, false, done, errNobody
 	}
+	var busy error
 	if v.status != StatusRunning && v.status != StatusStarting {
 		if err := e.activation.awaitBackoff(ctx); err != nil {
 			return at, false, done, err
@@ -322,15 +323,17 @@ func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int) (at net
 			if errdefs.IsNotFound(err) {
 				return at, false, done, errNobody
 			}
-			if errdefs.IsConflict(err) {
-				err = nil // busy, shutting itself down say: look again below
-			} else {
+			if !errdefs.IsConflict(err) {
 				m.bootFailed(e, err)
 				return at, false, done, e.activation.failure(err)
 			}
+			busy = err // with shutting itself down, say; what comes of it is seen below
 		}
 	}
 	address, err := m.awaitAddress(ctx, e)
+	if busy != nil && err != nil {
+		err = fmt.Errorf("%w: %w", err, busy)
+	}
 	return netip.AddrPortFrom(address, uint16(port)), booted, done, err
 }
 

@@ -210,8 +210,11 @@ func (m *Manager) Healthy(ctx context.Context) error {
 	return err
 }
 
-// Synced reports whether all webspaces have been read since the start.
-func (m *Manager) Synced() bool {
+// Synced returns a channel that is closed when all webspaces have been read for the first time. Before that, host names
+// are not known: what serves requests does well to wait for it.
+func (m *Manager) Synced() <-chan struct{} { return m.synced }
+
+func (m *Manager) isSynced() bool {
 	select {
 	case <-m.synced:
 		return true

@@ -191,7 +191,7 @@ func (m *Manager) sync(ctx context.Context, guard *removalGuard) (next time.Dura
 		}
 	}
 
-	if !m.Synced() {
+	if !m.isSynced() {
 		close(m.synced)
 		m.log.Info("read all webspaces", "webspaces", len(listed), "took", time.Since(started).Round(time.Millisecond))
 	}

@@ -20,6 +20,7 @@ type daemon struct {
 	manager  *webspace.Manager
 	api      http.Handler
 	gateway  *proxy.Gateway
+	startup  time.Duration // how long requests wait until the webspaces have been read
 	shutdown time.Duration // how long requests under way may take once it has been told to end
 	log      *slog.Logger
 
@@ -65,7 +66,15 @@ func (d *daemon) run(ctx context.Context) error {
 		})
 	}
 	serve("API", func() error { return server.Serve(d.apiListener) })
-	serve("gateway", func() error { return d.gateway.Serve(d.gatewayListener) })
+	serve("gateway", func() error {
+		// Until host names are known, connections wait in the listener's queue; only then is a name unknown.
+		select {
+		case <-d.manager.Synced():
+		case <-time.After(d.startup):
+		case <-ctx.Done():
+		}
+		return d.gateway.Serve(d.gatewayListener)
+	})
 	wg.Go(func() { _ = d.manager.Run(managing) })
 	d.log.Info("serving", "api", d.apiListener.Addr(), "gateway", d.gatewayListener.Addr(), "version", version())
 

@@ -65,7 +65,7 @@ func demo(ctx context.Context, out, logs io.Writer, f demoFlags) (err error) {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: level}))
-	d := &daemon{shutdown: 5 * time.Second, log: log}
+	d := &daemon{startup: 5 * time.Second, shutdown: 5 * time.Second, log: log}
 	if d.apiListener, err = listenLoopback("--listen", f.listen); err != nil {
 		return err
 	}

@@ -54,7 +54,7 @@ func newLogger(c *config.Config) *slog.Logger {
 
 func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) {
 	// First what can be wrong with this host, then what may be slow to answer.
-	d := &daemon{shutdown: c.Timeouts.Shutdown, log: log}
+	d := &daemon{startup: c.Timeouts.Startup, shutdown: c.Timeouts.Shutdown, log: log}
 	if d.apiListener, err = listen("http.listen_address", string(c.HTTP.ListenAddress)); err != nil {
 		return err
 	}
@@ -80,9 +80,17 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	if err != nil {
 		return err
 	}
-	d.api = openapi.NewHandler(d.manager, users, users, &openapi.Options{Logger: log})
+	d.api = openapi.NewHandler(d.manager, users, users, &openapi.Options{Logger: log, AllowedOrigins: origins(c)})
 	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, log))
 	return d.run(ctx)
+}
+
+func origins(c *config.Config) []string {
+	var origins []string
+	for _, origin := range c.HTTP.CORS.AllowedOrigins {
+		origins = append(origins, string(origin))
+	}
+	return origins
 }
 
 func routeProvider(c *config.Config) (provider.Provider, error) {
@@ -154,7 +162,7 @@ func managerOptions(c *config.Config, routes provider.Provider, log *slog.Logger
 		opts.Settle = -1 // to the Manager, zero means its default
 	}
 	if !c.Traefik.WebspacedURL.IsZero() {
-		opts.Gateway = c.Traefik.WebspacedURL.String()
+		opts.Gateway = c.Traefik.WebspacedURL.Origin()
 	}
 	return opts
 }
