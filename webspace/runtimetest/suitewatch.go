@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -63,7 +64,11 @@ func (w *watcher) seen() []webspace.Event {
 // told requires a change to be told. An empty event tells of everything.
 func (w *watcher) told(name, what string, change func()) {
 	w.s.Helper()
-	before := len(w.seen())
+	before := -1
+	for before != len(w.seen()) { // events of what was done before may still come, and do not count
+		before = len(w.seen())
+		time.Sleep(50 * time.Millisecond)
+	}
 	change()
 	w.s.eventually("an event of "+name+" when it is "+what, func() bool {
 		for _, event := range w.seen()[before:] {
