@@ -145,11 +145,28 @@ func (c *client) get(ctx context.Context, path string, out any) (etag string, er
 	return etag, nil
 }
 
-// change makes a request that changes something, and waits until that is done, for timeout at most.
+// linger is how long a request that changes something outlives the caller's context, so that whether the engine has begun
+// with it is decided when the caller goes on: it then shows among the instance's operations, see [Runtime.idle].
+const linger = 500 * time.Millisecond
+
+// change makes a request that changes something, and waits until that is done, for timeout at most. When ctx ends it does
+// not wait any longer; the engine goes on.
 func (c *client) change(ctx context.Context, timeout time.Duration, method, path string, body any, etag string) error {
-	response, _, err := c.call(ctx, method, path, body, etag)
+	if ctx.Err() != nil {
+		return fmt.Errorf("lxd: %w", ctx.Err())
+	}
+	request, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.timeout)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		select {
+		case <-time.After(linger):
+			cancel()
+		case <-request.Done():
+		}
+	})()
+	response, _, err := c.with(request).RawQuery(method, path, body, etag)
 	if err != nil || response.Type != api.AsyncResponse {
-		return err
+		return c.classify(ctx, err)
 	}
 	op, err := response.MetadataAsOperation()
 	if err != nil {

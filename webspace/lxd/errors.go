@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/lxc/lxd/shared/api"
@@ -38,6 +39,7 @@ var texts = []struct {
 	{"already exists", errdefs.ErrAlreadyExists},
 	{"unique constraint failed", errdefs.ErrAlreadyExists},
 	{"instance not found", errdefs.ErrNotFound},
+	{"open : no such file", errdefs.ErrNotFound}, // LXD, of a console that has printed nothing yet
 }
 
 var statuses = map[int]error{
@@ -63,6 +65,10 @@ func (c *client) classify(ctx context.Context, err error) error {
 	}
 	if ctx.Err() != nil {
 		return fmt.Errorf("lxd: %w", ctx.Err())
+	}
+	if deadline, ok := ctx.Deadline(); ok && !time.Now().Before(deadline) {
+		// A connection with the same deadline can be a little earlier than the context.
+		return fmt.Errorf("lxd: %w", context.DeadlineExceeded)
 	}
 	status, answered := api.StatusErrorMatch(err)
 	_, failed := errors.AsType[operationError](err)

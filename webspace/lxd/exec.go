@@ -193,6 +193,8 @@ func (s *session) receive(conn *websocket.Conn, w io.Writer) {
 		for {
 			kind, message, err := conn.NextReader()
 			if err != nil || kind == websocket.TextMessage {
+				// The engine sends an empty text at the end, and then waits for this if it also reads from here.
+				conn.Close()
 				return
 			}
 			for {

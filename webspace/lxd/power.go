@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -24,7 +26,10 @@ func (r *Runtime) Start(ctx context.Context, name string) error {
 		if !errors.Is(err, errAlready) {
 			return err
 		}
-		// To the engine, one that is frozen runs.
+		// To the engine, one that is about to stop runs, and one that is frozen too.
+		if err := r.idle(ctx, name); err != nil {
+			return err
+		}
 		i, _, err := r.instance(ctx, name)
 		if err != nil || i.StatusCode != api.Frozen {
 			return err
@@ -44,20 +49,43 @@ func (r *Runtime) Stop(ctx context.Context, name string, grace time.Duration) er
 			return r.setState(ctx, name, grace+r.opts.CallTimeout, api.InstanceStatePut{Action: "stop", Timeout: seconds})
 		})
 		switch {
-		case err == nil || errors.Is(err, errAlready):
+		case err == nil:
 			return nil
 		case ctx.Err() != nil || errdefs.IsNotFound(err) || errdefs.IsUnavailable(err):
 			return err
 		}
 		// It ignored the request, or is in a state in which it can not be asked.
 	}
-	err := retry(ctx, busyLimit, func() error {
-		return r.setState(ctx, name, r.opts.StartTimeout, api.InstanceStatePut{Action: "stop", Force: true})
+	return retry(ctx, busyLimit, func() error {
+		err := r.setState(ctx, name, r.opts.StartTimeout, api.InstanceStatePut{Action: "stop", Force: true})
+		if errors.Is(err, errAlready) {
+			return r.idle(ctx, name) // or it is about to start
+		}
+		return err
 	})
-	if errors.Is(err, errAlready) {
-		return nil
+}
+
+// idle returns an error unless the engine is at rest with an instance. Before a start or a stop that somebody no longer
+// waits for takes effect, the instance looks as if nothing had been asked of it.
+func (r *Runtime) idle(ctx context.Context, name string) error {
+	var byStatus map[string][]api.Operation
+	if _, err := r.client.get(ctx, r.client.path(url.Values{"recursion": {"1"}}, "operations"), &byStatus); err != nil {
+		return err
 	}
-	return err
+	for _, operations := range byStatus {
+		for _, op := range operations {
+			if op.Class != api.OperationClassTask || op.StatusCode.IsFinal() {
+				continue
+			}
+			for _, resource := range op.Resources["instances"] {
+				path, _, _ := strings.Cut(resource, "?")
+				if path == "/1.0/instances/"+name {
+					return fmt.Errorf("lxd: %s: %s: %w", name, op.Description, errBusy)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // Restart implements [webspace.Runtime]. It is a stop and a start to the engine as well, whose own restart takes its timeout

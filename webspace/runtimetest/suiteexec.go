@@ -205,7 +205,7 @@ func testExecTerminal(s *suite) {
 		return len(p), nil
 	})
 	code := s.exec(name, webspace.ExecOptions{
-		Command:  s.shell("stty size; sleep 1; stty size; exit 5"),
+		Command:  s.shell("stty size; sleep 1; stty size; sleep 1; exit 5"),
 		Stdout:   out,
 		Terminal: &webspace.Terminal{Width: 100, Height: 30, Resize: resize},
 	})
