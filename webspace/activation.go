@@ -259,7 +259,7 @@ func (a *activation) failure(err error) error {
 	return &proxy.Failure{
 		Reason:     "This webspace could not be started.",
 		RetryAfter: max(time.Until(a.retryAt), time.Second),
-		Err:        fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable),
+		Err:        fmt.Errorf("%v: %w", err, errdefs.ErrUnavailable), // the cause's class would say something else
 	}
 }
 
@@ -323,6 +323,9 @@ func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int) (at net
 			if errdefs.IsNotFound(err) {
 				return at, false, done, errNobody
 			}
+			if ctx.Err() != nil {
+				return at, false, done, ctx.Err()
+			}
 			if !errdefs.IsConflict(err) {
 				m.bootFailed(e, err)
 				return at, false, done, e.activation.failure(err)
@@ -349,7 +352,7 @@ func (m *Manager) awaitAddress(ctx context.Context, e *entry) (netip.Addr, error
 		case err != nil: // an engine that is away for a moment is no reason to give up on a boot
 		case v.status == StatusRunning && v.address.IsValid():
 			return v.address, nil
-		case v.status == StatusStopped || v.status == StatusError:
+		case v.status == StatusStopped || v.status == StatusFrozen || v.status == StatusError:
 			return netip.Addr{}, errGone
 		}
 		if sleep(ctx, interval) != nil {
