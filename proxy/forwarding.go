@@ -124,7 +124,7 @@ func (p peers) forward(out, in *http.Request) {
 // forwards tells whether a header says where a request has come from. Names are in the form of
 // [http.CanonicalHeaderKey], as in every request that net/http has parsed.
 func forwards(name string) bool {
-	return strings.HasPrefix(name, "X-Forwarded") || name == "Forwarded" || name == "X-Real-Ip"
+	return strings.HasPrefix(name, "X-Forwarded") && !strings.Contains(name, "_") || name == "Forwarded" || name == "X-Real-Ip"
 }
 
 // spoofs tells whether an application may take a header for another one. CGI and its heirs turn X_Forwarded_For into the

@@ -122,10 +122,10 @@ func TestGatewayUpgrade(t *testing.T) {
 		}
 	})
 	t.Run("idle", func(t *testing.T) {
-		h := serve(t, alice, running(instance(t, echoUpgrade)), &proxy.GatewayOptions{IdleTimeout: 300 * time.Millisecond})
+		h := serve(t, alice, running(instance(t, echoUpgrade)), &proxy.GatewayOptions{IdleTimeout: 1500 * time.Millisecond})
 		conn, reader := h.upgrade(t, "x", "")
-		for range 8 { // for longer than the timeout
-			time.Sleep(50 * time.Millisecond)
+		for range 8 { // in all for longer than the timeout
+			time.Sleep(250 * time.Millisecond)
 			fmt.Fprint(conn, "p")
 			_, err := reader.ReadByte()
 			require.NoError(t, err)
