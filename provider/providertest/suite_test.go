@@ -275,7 +275,7 @@ var defects = map[string]struct {
 		return defect{Provider: f, routes: func(ctx context.Context) ([]provider.Route, error) {
 			routes, err := f.Routes(ctx)
 			for i, r := range routes {
-				routes[i].Hosts = r.Hosts[:min(len(r.Hosts), 100)]
+				routes[i].Hosts = r.Hosts[:min(len(r.Hosts), 50)]
 			}
 			return routes, err
 		}}
