@@ -144,7 +144,7 @@ func (p *Provider) call(ctx context.Context, method string, list []json.RawMessa
 	case response.StatusCode == http.StatusPreconditionFailed:
 		return nil, "", errdefs.ErrConflict
 	case err != nil || response.StatusCode != http.StatusOK:
-		return nil, "", fmt.Errorf("Caddy: %s: %.200s: %w", response.Status, answer, errdefs.ErrUnavailable)
+		return nil, "", fmt.Errorf("caddy: %s: %.200s: %w", response.Status, answer, errdefs.ErrUnavailable)
 	}
 	return list, response.Header.Get("Etag"), nil
 }
