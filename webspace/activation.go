@@ -28,6 +28,9 @@ type activation struct {
 	ports    map[int]readiness // what is known of the ports there
 	changed  chan struct{}     // closed and replaced when any of these change
 
+	waiting int           // callers of Activate
+	served  chan struct{} // closed when waiting falls to zero; nil if nobody wants to know
+
 	leases   int
 	draining bool          // no endpoint is handed out: the instance is about to stop
 	idle     chan struct{} // closed when draining and without leases
@@ -165,6 +168,9 @@ func (m *Manager) release(e *entry, at netip.AddrPort, err error) {
 func (m *Manager) Activate(ctx context.Context, t proxy.Target) (proxy.Endpoint, error) {
 	if !validPort(t.Port) {
 		return proxy.Endpoint{}, invalid("port %d is not between 1 and 65535", t.Port)
+	}
+	if e := m.index.find(t.Webspace); e != nil {
+		defer e.activation.wait()()
 	}
 	for {
 		if endpoint, ok := m.Ready(t); ok {
@@ -436,6 +442,51 @@ func (m *Manager) patience(e *entry, booted bool) time.Duration {
 	return max(delay, 300*time.Millisecond)
 }
 
+// wait counts a caller of Activate until the returned function is called.
+func (a *activation) wait() (done func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.waiting++
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.waiting--; a.waiting == 0 && a.served != nil {
+			close(a.served)
+			a.served = nil
+		}
+	}
+}
+
+// awaitServed gives those who wait for the webspace to boot a moment to get in, before it is stopped under their feet. A
+// member whose scripts start and stop all the time would else keep visitors waiting for ever.
+func (m *Manager) awaitServed(ctx context.Context, e *entry) error {
+	a := &e.activation
+	a.mu.Lock()
+	if a.waiting == 0 {
+		a.mu.Unlock()
+		return nil
+	}
+	if a.served == nil {
+		a.served = make(chan struct{})
+	}
+	served := a.served
+	a.mu.Unlock()
+	return m.awaitDrain(ctx, served)
+}
+
+// awaitDrain waits until done is closed, but no longer than a stop may be kept waiting.
+func (m *Manager) awaitDrain(ctx context.Context, done <-chan struct{}) error {
+	timer := time.NewTimer(m.opts.Drain)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
 // drain keeps new requests away from an instance that is about to stop, and waits a moment for those under way. They
 // are held until undrain, and then boot it again.
 func (m *Manager) drain(ctx context.Context, e *entry) error {
@@ -449,15 +500,7 @@ func (m *Manager) drain(ctx context.Context, e *entry) error {
 	}
 	idle := a.idle
 	a.mu.Unlock()
-	timer := time.NewTimer(m.opts.Drain)
-	defer timer.Stop()
-	select {
-	case <-idle:
-	case <-timer.C:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	return nil
+	return m.awaitDrain(ctx, idle)
 }
 
 func (e *entry) undrain() {

@@ -67,10 +67,11 @@ func (m *Manager) Create(ctx context.Context, user identity.User, req CreateRequ
 		return Webspace{}, fmt.Errorf("finish webspace of user %d: %w", user.ID, err)
 	}
 	m.log.Info("created", "webspace", name, "user", user.Username, "image", req.Image)
-	m.index.update(name, user.ID, math.MaxUint64, func(v *view) {
+	affected, _ := m.index.update(name, user.ID, math.MaxUint64, func(v *view) {
 		*v = view{known: true, status: StatusStopped, record: r, label: label, hosts: m.hosts(label, r)}
 	})
 	m.dirty(name)
+	m.reroute(affected...)
 	return r.Webspace.clone(), nil
 }
 
@@ -224,6 +225,11 @@ func (m *Manager) halt(ctx context.Context, id identity.UserID, halt func(contex
 		return err
 	}
 	name := instanceName(m.opts.Prefix, id)
+	if e := m.index.find(name); e != nil {
+		if err := m.awaitServed(ctx, e); err != nil {
+			return err
+		}
+	}
 	unlock, err := m.lifecycle.lock(ctx, name)
 	if err != nil {
 		return err

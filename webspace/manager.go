@@ -53,7 +53,8 @@ type Options struct {
 	AddressTimeout time.Duration
 	// StopGrace is how long an instance may take to shut down before it is killed [30 s].
 	StopGrace time.Duration
-	// Drain is how long a stop waits for requests under way in the gateway [5 s].
+	// Drain is how long a stop waits for requests that are held for the webspace, and again for those under way in the
+	// gateway [5 s].
 	Drain time.Duration
 	// Probe reports whether an endpoint takes connections; it is called until it succeeds, and bounds itself. The
 	// default connects by TCP.
@@ -327,11 +328,12 @@ func (m *Manager) modify(ctx context.Context, id identity.UserID, change func(*r
 		}
 		err = m.runtime.SetRecord(ctx, name, data, instance.Revision)
 		if err == nil {
-			m.index.adjust(name, func(v *view) {
+			affected := m.index.adjust(name, func(v *view) {
 				v.record = r
 				v.hosts = m.hosts(v.label, r)
 			})
 			m.dirty(name)
+			m.reroute(affected...)
 			return nil
 		}
 		if !errdefs.IsConflict(err) || time.Now().After(deadline) {
