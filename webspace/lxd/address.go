@@ -31,7 +31,7 @@ func (r *Runtime) addresses(ctx context.Context, instances []api.InstanceFull) (
 		if err != nil {
 			return nil, err
 		}
-		found, missing = n.assigned(instances, leases)
+		found, missing = n.assigned(instances, byMAC(leases))
 	}
 	if missing && len(r.opts.TrustedPrefixes) > 0 {
 		// All instances, because an address that two claim belongs to neither.
@@ -44,8 +44,14 @@ func (r *Runtime) addresses(ctx context.Context, instances []api.InstanceFull) (
 	return found, nil
 }
 
-// leases returns the DHCP leases of a network by MAC.
-func (r *Runtime) leases(ctx context.Context, network string) (map[string]netip.Addr, error) {
+// lease is an IPv4 address that is in use on a network, and by whom.
+type lease struct {
+	mac     string
+	address netip.Addr
+}
+
+// leases returns the addresses that are in use on a network.
+func (r *Runtime) leases(ctx context.Context, network string) ([]lease, error) {
 	var all []api.NetworkLease
 	if _, err := r.client.get(ctx, r.client.path(nil, "networks", network, "leases"), &all); err != nil {
 		if errdefs.IsNotFound(err) { // which would seem to be about an instance
@@ -53,16 +59,25 @@ func (r *Runtime) leases(ctx context.Context, network string) (map[string]netip.
 		}
 		return nil, err
 	}
-	leases := map[string]netip.Addr{}
+	var leases []lease
 	for _, l := range all {
-		address, err := netip.ParseAddr(l.Address)
-		mac := strings.ToLower(l.Hwaddr)
-		// A guest can have several leases, one for each client ID it makes up. Always take the same one.
-		if old, ok := leases[mac]; err == nil && address.Is4() && (!ok || address.Less(old)) {
-			leases[mac] = address
+		if address, err := netip.ParseAddr(l.Address); err == nil && address.Is4() {
+			leases = append(leases, lease{strings.ToLower(l.Hwaddr), address})
 		}
 	}
 	return leases, nil
+}
+
+// byMAC returns the address of each NIC.
+func byMAC(leases []lease) map[string]netip.Addr {
+	addresses := map[string]netip.Addr{}
+	for _, l := range leases {
+		// A guest can have several, one for each client ID that it makes up. Always take the same one.
+		if old, ok := addresses[l.mac]; l.mac != "" && (!ok || l.address.Less(old)) {
+			addresses[l.mac] = l.address
+		}
+	}
+	return addresses
 }
 
 // of returns the instance's own NIC on this network.
@@ -168,8 +183,8 @@ func (r *Runtime) reserve(ctx context.Context, n nic, name string) (address neti
 		return netip.Addr{}, nil, err
 	}
 	taken := map[netip.Addr]bool{}
-	for _, a := range leases {
-		taken[a] = true
+	for _, l := range leases {
+		taken[l.address] = true
 	}
 	for i := range all {
 		for _, device := range all[i].ExpandedDevices {

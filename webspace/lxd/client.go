@@ -199,7 +199,7 @@ func (c *client) wait(ctx context.Context, id string) (*api.Operation, error) {
 		return nil, fmt.Errorf("lxd: how operation %s ended is not known: %w", id, errdefs.ErrUnavailable)
 	}
 	if err != nil {
-		return nil, c.classify(ctx, err)
+		return nil, c.classify(ctx, err) // from Incus, also what the operation failed with
 	}
 	op, err := response.MetadataAsOperation()
 	if err != nil {

@@ -2,9 +2,16 @@ package lxd_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"math/big"
 	"net"
 	"path/filepath"
 	"runtime"
@@ -64,6 +71,42 @@ func TestHTTPS(t *testing.T) {
 		paused(t, e, r, name)
 		settled(t, goroutines)
 	})
+}
+
+// TestTrustPassword makes a certificate known that is not yet.
+func TestTrustPassword(t *testing.T) {
+	e := testbed.LXD(t)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(7),
+		NotAfter:     time.Now().Add(time.Hour),
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	require.NoError(t, err)
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
+	opts := lxd.Options{
+		URL:        e.URL,
+		ServerCert: read(t, e.ServerCert),
+		ClientCert: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})),
+		ClientKey:  string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})),
+		Logger:     slog.New(slog.DiscardHandler),
+	}
+	_, err = lxd.Connect(t.Context(), &opts)
+	require.True(t, errdefs.IsPermissionDenied(err), err)
+	e.Run(t, "config", "set", "core.trust_password", "open sesame")
+	t.Cleanup(func() { e.Run(t, "config", "unset", "core.trust_password") })
+	opts.TrustPassword = "wrong"
+	_, err = lxd.Connect(t.Context(), &opts)
+	require.True(t, errdefs.IsPermissionDenied(err), err)
+	opts.TrustPassword = "open sesame"
+	_, err = lxd.Connect(t.Context(), &opts)
+	require.NoError(t, err)
+	opts.TrustPassword = ""
+	_, err = lxd.Connect(t.Context(), &opts)
+	require.NoError(t, err)
 }
 
 func TestImages(t *testing.T) {
@@ -169,6 +212,27 @@ func TestDeafInit(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, webspace.StatusStopped, i.Status)
 		require.NoError(t, r.Delete(t.Context(), name))
+	})
+}
+
+// TestStartDuringStop starts an instance that is about to stop, which looks as if it ran.
+func TestStartDuringStop(t *testing.T) {
+	onEngine(t, func(t *testing.T, e *testbed.Engine) {
+		e.ImportImage(t, "deaf", testbed.Deaf())
+		r := connect(t, e, nil)
+		name := "hasty-" + e.Name
+		create(t, e, r, name, "deaf")
+		require.NoError(t, r.Start(t.Context(), name))
+		e.Address(t, name)
+		impatient, leave := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer leave()
+		require.ErrorIs(t, r.Stop(impatient, name, 2*time.Second), context.DeadlineExceeded)
+		require.NoError(t, r.Start(t.Context(), name), "it gives up stopping after two seconds")
+		require.ErrorIs(t, r.Stop(impatient, name, 2*time.Second), context.DeadlineExceeded)
+		require.NoError(t, r.Stop(t.Context(), name, 0), "at once")
+		i, err := r.Get(t.Context(), name)
+		require.NoError(t, err)
+		require.Equal(t, webspace.StatusStopped, i.Status)
 	})
 }
 

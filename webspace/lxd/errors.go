@@ -19,6 +19,9 @@ var (
 	errBusy         = fmt.Errorf("instance is busy: %w", errdefs.ErrConflict)
 	errAlready      = fmt.Errorf("nothing to do: %w", errdefs.ErrFailedPrecondition)
 	errAddressTaken = fmt.Errorf("address is taken: %w", errdefs.ErrConflict)
+	// Incus says by these what elsewhere are the exit codes 127 and 126.
+	errNoCommand     = fmt.Errorf("no such command: %w", errdefs.ErrInternal)
+	errNotExecutable = fmt.Errorf("no command: %w", errdefs.ErrInternal)
 )
 
 // texts give errors a class where the engines give none: an operation fails with a text alone, and much that is the
@@ -38,6 +41,8 @@ var texts = []struct {
 	{"already defined on another nic", errAddressTaken},
 	{"already exists", errdefs.ErrAlreadyExists},
 	{"unique constraint failed", errdefs.ErrAlreadyExists},
+	{"command not found", errNoCommand},
+	{"command not executable", errNotExecutable},
 	{"instance not found", errdefs.ErrNotFound},
 	{"open : no such file", errdefs.ErrNotFound}, // LXD, of a console that has printed nothing yet
 }

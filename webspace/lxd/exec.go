@@ -64,16 +64,22 @@ func (r *Runtime) Exec(ctx context.Context, name string, opts webspace.ExecOptio
 	if ctx.Err() == nil && run.Err() != nil {
 		return -1, fmt.Errorf("lxd: exec in %s: %w", name, context.Cause(run))
 	}
-	if err != nil {
-		return -1, err
+	if err == nil {
+		// The engine has sent all output by now.
+		defer time.AfterFunc(r.opts.CallTimeout, func() { cancel(nil) }).Stop()
+		s.outputs.Wait()
+		if code, ok := op.Metadata["return"].(float64); ok && code >= 0 {
+			return int(code), nil
+		}
+		err = r.client.classify(ctx, operationError(op.Err))
 	}
-	// The engine has sent all output by now.
-	defer time.AfterFunc(r.opts.CallTimeout, func() { cancel(nil) }).Stop()
-	s.outputs.Wait()
-	if code, ok := op.Metadata["return"].(float64); ok && code >= 0 {
-		return int(code), nil
+	switch {
+	case errors.Is(err, errNoCommand):
+		return 127, nil
+	case errors.Is(err, errNotExecutable):
+		return 126, nil
 	}
-	return -1, r.client.classify(ctx, operationError(op.Err))
+	return -1, err
 }
 
 // session is a running command's connections.

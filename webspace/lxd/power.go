@@ -51,10 +51,10 @@ func (r *Runtime) Stop(ctx context.Context, name string, grace time.Duration) er
 		switch {
 		case err == nil:
 			return nil
-		case ctx.Err() != nil || errdefs.IsNotFound(err) || errdefs.IsUnavailable(err):
+		case ctx.Err() != nil || errdefs.IsNotFound(err):
 			return err
 		}
-		// It ignored the request, or is in a state in which it can not be asked.
+		// It ignored the request, or can not be asked.
 	}
 	return retry(ctx, busyLimit, func() error {
 		err := r.setState(ctx, name, r.opts.StartTimeout, api.InstanceStatePut{Action: "stop", Force: true})
@@ -65,8 +65,16 @@ func (r *Runtime) Stop(ctx context.Context, name string, grace time.Duration) er
 	})
 }
 
-// idle returns an error unless the engine is at rest with an instance. Before a start or a stop that somebody no longer
-// waits for takes effect, the instance looks as if nothing had been asked of it.
+// powering are the operations that change whether an instance runs, as the engines describe them.
+var powering = map[string]bool{
+	"Creating instance":   true,
+	"Starting instance":   true,
+	"Stopping instance":   true,
+	"Restarting instance": true,
+}
+
+// idle returns an error while the engine is about to start or stop an instance. Before that takes effect, the instance looks
+// as if nothing had been asked of it, and whoever asked may wait no longer.
 func (r *Runtime) idle(ctx context.Context, name string) error {
 	var byStatus map[string][]api.Operation
 	if _, err := r.client.get(ctx, r.client.path(url.Values{"recursion": {"1"}}, "operations"), &byStatus); err != nil {
@@ -74,12 +82,11 @@ func (r *Runtime) idle(ctx context.Context, name string) error {
 	}
 	for _, operations := range byStatus {
 		for _, op := range operations {
-			if op.Class != api.OperationClassTask || op.StatusCode.IsFinal() {
+			if op.StatusCode.IsFinal() || !powering[op.Description] {
 				continue
 			}
 			for _, resource := range op.Resources["instances"] {
-				path, _, _ := strings.Cut(resource, "?")
-				if path == "/1.0/instances/"+name {
+				if path, _, _ := strings.Cut(resource, "?"); path == "/1.0/instances/"+name {
 					return fmt.Errorf("lxd: %s: %s: %w", name, op.Description, errBusy)
 				}
 			}
