@@ -24,7 +24,7 @@ var (
 type activation struct {
 	mu       sync.Mutex
 	endpoint netip.Addr        // the address while the instance runs, else zero
-	since    time.Time         // when it was first seen to run there
+	since    time.Time         // since when it may be booting there
 	ports    map[int]readiness // what is known of the ports there
 	changed  chan struct{}     // closed and replaced when any of these change
 
@@ -508,7 +508,8 @@ func (e *entry) undrain() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.draining = false
-	clear(a.ports) // whatever answers there now has to be probed anew
+	clear(a.ports) // whatever answers there now has to be probed anew, and may just have been started
+	a.since = time.Now()
 	a.wake()
 }
 
