@@ -273,7 +273,7 @@ type chaos struct {
 	random *rand.Rand
 	// watched says that the Manager can know of all that happens without reading everything.
 	watched bool
-	faults float64 // chance that a call fails
+	faults  float64 // chance that a call fails
 }
 
 func (c *chaos) float() float64 {
