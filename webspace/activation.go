@@ -350,7 +350,7 @@ func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int) (at net
 func (m *Manager) awaitAddress(ctx context.Context, e *entry) (netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.opts.AddressTimeout)
 	defer cancel()
-	for interval := 20 * time.Millisecond; ; interval = min(interval*2, 500*time.Millisecond) {
+	for interval := 20 * time.Millisecond; ; interval = min(interval*2, 100*time.Millisecond) {
 		v, err := m.refresh(ctx, e.name)
 		switch {
 		case errdefs.IsNotFound(err):
@@ -379,8 +379,9 @@ func (m *Manager) awaitReady(ctx context.Context, e *entry, at netip.AddrPort, b
 	patience := m.patience(e, booted)
 	probing, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	nextLook := time.Now().Add(500 * time.Millisecond)
-	for interval := 10 * time.Millisecond; ; interval = min(interval*3/2, 100*time.Millisecond) {
+	started := time.Now()
+	nextLook := started.Add(500 * time.Millisecond)
+	for {
 		a.mu.Lock()
 		here, changed := a.endpoint == at.Addr(), a.changed
 		a.mu.Unlock()
@@ -395,7 +396,8 @@ func (m *Manager) awaitReady(ctx context.Context, e *entry, at netip.AddrPort, b
 			return nil
 		}
 		if probing.Err() == nil {
-			timer := time.NewTimer(interval)
+			// Short enough that nobody notices, whatever the boot has taken until now.
+			timer := time.NewTimer(min(max(time.Since(started)/50, 10*time.Millisecond), 100*time.Millisecond))
 			select {
 			case <-timer.C:
 			case <-changed:

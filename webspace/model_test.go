@@ -81,6 +81,7 @@ func model(t *testing.T, seed uint64) {
 			wg.Wait()
 			c.set(0)
 			w.users.fail(nil)
+			time.Sleep(10 * time.Second)
 			w.runtime.Put(webspace.Instance{Name: "other"}) // brings out an event that was held back
 			time.Sleep(20 * time.Minute)
 			synctest.Wait()
