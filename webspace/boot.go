@@ -1,0 +1,268 @@
+package webspace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/netsoc/webspaced/proxy"
+)
+
+// errGone says that an instance ended while it was waited for.
+var errGone = errors.New("the instance stopped while it started up")
+
+// maxBootSlot is how long after its start an instance counts as booting for the limit of boots at a time.
+const maxBootSlot = 10 * time.Second
+
+// activate is one flight. An instance that ends while it boots is started again a few times: shut down by its user, by
+// a crash, or by us, that is no reason for whoever waits to get nothing.
+func (m *Manager) activate(ctx context.Context, t proxy.Target) error {
+	const boots = 3
+	for failed := 0; ; {
+		e := m.index.find(t.Webspace)
+		if e == nil {
+			return errNobody
+		}
+		halts := e.activation.haltCount()
+		at, booted, done, err := m.ensureRunning(ctx, e, t.Port)
+		if err == nil {
+			// A member who asks for a long startupDelay does not keep the others waiting for all of it.
+			limit := time.AfterFunc(maxBootSlot, done)
+			err = m.awaitReady(ctx, e, at, booted)
+			limit.Stop()
+			done()
+		}
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, errGone) {
+			return err
+		}
+		if e.activation.haltCount() == halts {
+			failed++
+			m.bootFailed(e, err)
+		}
+		if failed == boots {
+			return e.activation.failure(err)
+		}
+	}
+}
+
+func (a *activation) haltCount() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.halts
+}
+
+// bootFailed makes the next boot wait: 1 s after the first failure in a row, doubling up to 5 minutes. A webspace that
+// can not boot is so kept from using up the host with every request for it.
+func (m *Manager) bootFailed(e *entry, err error) {
+	a := &e.activation
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delay := min(time.Second<<min(a.failures, 20), 5*time.Minute)
+	a.failures++
+	a.retryAt, a.lastErr = time.Now().Add(delay), err
+	m.log.Warn("boot failed", "webspace", e.name, "failures", a.failures, "retry_in", delay, "error", err)
+}
+
+func (a *activation) failure(err error) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return &proxy.Failure{
+		Reason:     "This webspace could not be started.",
+		RetryAfter: max(time.Until(a.retryAt), time.Second),
+		Err:        fmt.Errorf("%v: %w", err, errdefs.ErrUnavailable), // the cause's class would say something else
+	}
+}
+
+// awaitBackoff waits until the next boot may be tried, or fails if that is not soon.
+func (a *activation) awaitBackoff(ctx context.Context) error {
+	a.mu.Lock()
+	wait, failures, lastErr := time.Until(a.retryAt), a.failures, a.lastErr
+	a.mu.Unlock()
+	if wait <= 0 {
+		return nil
+	}
+	if failures > 2 {
+		return a.failure(lastErr)
+	}
+	return sleep(ctx, wait)
+}
+
+// ensureRunning starts the instance unless it runs, and returns where it is reached. The boot slot that a start takes
+// is held until done is called, because an instance that has just started is still busy booting.
+func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int) (at netip.AddrPort, booted bool, done func(), err error) {
+	done = func() {}
+	// The lock serialises this with stops, restarts and deletions: a request that comes while its webspace is being
+	// stopped waits here and then boots it again.
+	unlock, err := m.lifecycle.lock(ctx, e.name)
+	if err != nil {
+		return at, false, done, err
+	}
+	defer unlock()
+	defer func() {
+		if err != nil {
+			done()
+		}
+	}()
+
+	v, err := m.refresh(ctx, e.name)
+	if err != nil {
+		return at, false, done, err
+	}
+	if !v.routable() {
+		return at, false, done, errNobody
+	}
+	var busy error
+	if v.status != StatusRunning && v.status != StatusStarting {
+		if err := e.activation.awaitBackoff(ctx); err != nil {
+			return at, false, done, err
+		}
+		select {
+		case m.boots <- struct{}{}:
+			done = sync.OnceFunc(func() { <-m.boots })
+		case <-ctx.Done():
+			return at, false, done, &proxy.Failure{
+				Reason: "Too many webspaces are starting at the moment.", RetryAfter: 5 * time.Second,
+				Err: fmt.Errorf("no boot slot: %v: %w", ctx.Err(), errdefs.ErrResourceExhausted),
+			}
+		}
+		booted = true
+		m.log.Info("booting", "webspace", e.name)
+		start, cancel := context.WithTimeout(ctx, m.opts.StartTimeout)
+		defer cancel()
+		if err := m.runtime.Start(start, e.name); err != nil {
+			if errdefs.IsNotFound(err) {
+				return at, false, done, errNobody
+			}
+			if ctx.Err() != nil {
+				return at, false, done, ctx.Err()
+			}
+			if !errdefs.IsConflict(err) {
+				m.bootFailed(e, err)
+				return at, false, done, e.activation.failure(err)
+			}
+			busy = err // with shutting itself down, say; what comes of it is seen below
+		}
+	}
+	address, err := m.awaitAddress(ctx, e)
+	if busy != nil && err != nil {
+		err = fmt.Errorf("%w: %w", err, busy)
+	}
+	return netip.AddrPortFrom(address, uint16(port)), booted, done, err
+}
+
+// awaitAddress reads the instance until it runs and has an address. With pinned addresses that is at once.
+func (m *Manager) awaitAddress(ctx context.Context, e *entry) (netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, m.opts.AddressTimeout)
+	defer cancel()
+	for interval := 20 * time.Millisecond; ; interval = min(interval*2, 100*time.Millisecond) {
+		v, err := m.refresh(ctx, e.name)
+		switch {
+		case errdefs.IsNotFound(err):
+			return netip.Addr{}, err
+		case err != nil: // an engine that is away for a moment is no reason to give up on a boot
+		case v.status == StatusRunning && v.address.IsValid():
+			return v.address, nil
+		case v.status == StatusStopped || v.status == StatusFrozen || v.status == StatusError:
+			return netip.Addr{}, errGone
+		}
+		if sleep(ctx, interval) != nil {
+			if err == nil {
+				err = errors.New("it has none")
+			}
+			return netip.Addr{}, &proxy.Failure{
+				Reason: "This webspace has started, but it has no network address.", RetryAfter: 5 * time.Second,
+				Err: fmt.Errorf("no address after %v: %v: %w", m.opts.AddressTimeout, err, errdefs.ErrUnavailable),
+			}
+		}
+	}
+}
+
+// awaitReady probes until the endpoint takes connections. It returns errGone if the instance is no longer there.
+func (m *Manager) awaitReady(ctx context.Context, e *entry, at netip.AddrPort, booted bool) error {
+	a := &e.activation
+	patience := m.patience(e, booted)
+	probing, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	started := time.Now()
+	nextLook := started.Add(500 * time.Millisecond)
+	for {
+		a.mu.Lock()
+		here, changed := a.endpoint == at.Addr(), a.changed
+		a.mu.Unlock()
+		if !here {
+			return errGone
+		}
+		err := m.opts.Probe(probing, at)
+		if err == nil {
+			if a.setReadiness(at, accepting) {
+				m.queue.add(e.name) // its route may now go straight there
+			}
+			return nil
+		}
+		if probing.Err() == nil {
+			// Short enough that nobody notices, whatever the boot has taken until now.
+			timer := time.NewTimer(min(max(time.Since(started)/50, 10*time.Millisecond), 100*time.Millisecond))
+			select {
+			case <-timer.C:
+			case <-changed:
+			case <-probing.Done():
+			}
+			timer.Stop()
+		}
+		// Events say when the instance ends; that they may be lost is why the truth is read now and then.
+		if now := time.Now(); now.After(nextLook) || probing.Err() != nil {
+			nextLook = now.Add(500 * time.Millisecond)
+			v, err := m.refresh(ctx, e.name)
+			switch {
+			case errdefs.IsNotFound(err):
+				return err
+			case err == nil && (v.status != StatusRunning || v.address != at.Addr()):
+				return errGone
+			}
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if probing.Err() != nil {
+			if a.setReadiness(at, silent) {
+				m.queue.add(e.name)
+			}
+			return &proxy.Failure{
+				Reason:     fmt.Sprintf("This webspace is running, but nothing answers on its port %d.", at.Port()),
+				RetryAfter: 5 * time.Second,
+				Err:        fmt.Errorf("probe %s for %v: %w: %w", at, patience, err, errdefs.ErrFailedPrecondition),
+			}
+		}
+	}
+}
+
+// patience is how long to wait until a port of a running instance takes connections.
+func (m *Manager) patience(e *entry, booted bool) time.Duration {
+	delay := min(m.index.look(e).record.Config.StartupDelay, m.opts.MaxStartupDelay)
+	if !booted {
+		e.activation.mu.Lock()
+		delay -= time.Since(e.activation.since)
+		e.activation.mu.Unlock()
+	}
+	// What has run for longer than that is not booting any more; a moment for a server that restarts is left.
+	return max(delay, 300*time.Millisecond)
+}
+
+// dial is the default probe.
+func dial(ctx context.Context, at netip.AddrPort) error {
+	dialer := net.Dialer{Timeout: 300 * time.Millisecond, KeepAlive: -1}
+	conn, err := dialer.DialContext(ctx, "tcp", at.String())
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}

@@ -1,0 +1,171 @@
+package webspace
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/netsoc/webspaced/identity"
+	"github.com/netsoc/webspaced/provider"
+)
+
+// labels returns the default domains' labels of the instances' users. After as many failures in a row as there are
+// look-ups at a time, the directory is taken to be away: waiting for each of them would take longer than anybody has.
+func (m *Manager) labels(ctx context.Context, instances []Instance) (map[identity.UserID]userLabel, error) {
+	const parallel = 16
+	labels := make(map[identity.UserID]userLabel, len(instances))
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	var away userLabel // the last failure
+	failures := 0      // in a row
+	users := make(chan identity.UserID)
+	for range min(parallel, len(instances)) {
+		wg.Go(func() {
+			for user := range users {
+				mu.Lock()
+				label, known := away, failures >= parallel
+				mu.Unlock()
+				if !known {
+					label = m.lookUp(ctx, user)
+				}
+				mu.Lock()
+				labels[user] = label
+				if failures++; label.failed == nil {
+					failures = 0
+				} else {
+					away = label
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	for _, instance := range instances {
+		if user, ok := instanceUser(m.opts.Prefix, instance.Name); ok {
+			users <- user
+		}
+	}
+	close(users)
+	wg.Wait()
+	return labels, ctx.Err()
+}
+
+// userLabel is the answer to a look-up of a user.
+type userLabel struct {
+	label   string
+	problem string // why there is none
+	failed  error  // the user could not be looked up; nothing is known
+}
+
+func (m *Manager) lookUp(ctx context.Context, id identity.UserID) userLabel {
+	user, err := m.directory.ByID(ctx, id)
+	switch {
+	case errdefs.IsNotFound(err):
+		return userLabel{problem: fmt.Sprintf("there is no user %d", id)}
+	case err != nil:
+		return userLabel{failed: fmt.Errorf("look up user %d: %w", id, err)}
+	}
+	label, err := Label(user.Username)
+	if err != nil {
+		return userLabel{problem: err.Error()}
+	}
+	return userLabel{label: label}
+}
+
+// observe takes in an instance that was read after the given point of the index's history. If its user could not be
+// looked up, the default domain stays what it was, or what it is in the route that stands.
+func (m *Manager) observe(instance Instance, user identity.UserID, label userLabel, since uint64) (affected []string, ok bool) {
+	r, bad := decodeRecord(instance.Record, instance.Name, user, m.opts.Defaults)
+	if label.failed != nil {
+		label.label = m.storedLabel(instance.Name)
+	}
+	return m.index.update(instance.Name, user, since, func(v *view) {
+		if label.failed != nil && v.label != "" {
+			label.label = v.label
+		}
+		next := view{
+			known: true, status: instance.Status, address: instance.Address,
+			record: r, bad: bad, label: label.label, detour: v.detour, deleting: v.deleting,
+		}
+		if bad == nil {
+			next.hosts = m.hosts(label.label, r)
+			for _, domain := range r.Domains {
+				if _, err := parseDomain(domain, m.zone); err != nil {
+					next.problems = append(next.problems, err.Error())
+				}
+			}
+		}
+		if label.problem != "" {
+			next.problems = append(next.problems, label.problem)
+		}
+		if label.failed != nil {
+			next.problems = append(next.problems, label.failed.Error())
+		}
+		if r.Config.SNIPassthrough {
+			next.problems = append(next.problems, "sniPassthrough: this server does not pass TLS through")
+		}
+		*v = next
+	})
+}
+
+// storedLabel returns the label of the default domain that the route of a webspace, as it stands, is for.
+func (m *Manager) storedLabel(name string) string {
+	route, _ := m.routes.get(name)
+	for _, host := range route.Hosts {
+		if label, ok := strings.CutSuffix(host.String(), "."+m.zone); ok && provider.IsLabel(label) {
+			return label
+		}
+	}
+	return ""
+}
+
+// refresh reads one instance and returns what is known of its webspace. NotFound if it is gone.
+func (m *Manager) refresh(ctx context.Context, name string) (view, error) {
+	user, ok := instanceUser(m.opts.Prefix, name)
+	if !ok {
+		return view{}, errNobody
+	}
+	unlock, err := m.reads.lock(ctx, name)
+	if err != nil {
+		return view{}, err
+	}
+	defer unlock()
+	for {
+		since := m.index.now()
+		instance, err := m.runtime.Get(ctx, name)
+		if errdefs.IsNotFound(err) {
+			m.forget(name, since)
+			return view{}, errNobody
+		}
+		if err != nil {
+			return view{}, err
+		}
+		var label userLabel
+		if e := m.index.find(name); e != nil {
+			label.label = m.index.look(e).label // a change of the username is a matter of the full sync
+		}
+		if label.label == "" {
+			label = m.lookUp(ctx, user)
+		}
+		affected, ok := m.observe(instance, user, label, since)
+		if !ok {
+			continue // something changed while we read; what we have may be older
+		}
+		m.reroute(affected...)
+		if e := m.index.find(name); e != nil {
+			return m.index.look(e), nil
+		}
+	}
+}
+
+// forget drops what is known of a webspace that is gone.
+func (m *Manager) forget(name string, since uint64) {
+	affected, ok := m.index.remove(name, since)
+	if !ok {
+		m.dirty(name)
+		return
+	}
+	m.reroute(affected...)
+}
