@@ -33,6 +33,8 @@ var access = map[string]struct {
 	"start":          {status: 409},
 	"reboot":         {status: 204},
 	"shutdown":       {status: 204},
+	"openTerminal":   {status: 501},
+	"openConsole":    {status: 501},
 }
 
 // operations calls do for each operation of the document.
@@ -128,7 +130,7 @@ func (lyingDirectory) Authenticate(context.Context, string) (identity.User, erro
 
 func TestUsersThatCanNotBe(t *testing.T) {
 	a := newAPI(t, nil)
-	h := openapi.NewHandler(a.manager, lyingDirectory{}, lyingDirectory{}, &openapi.Options{Logger: quiet})
+	h := openapi.NewServer(a.manager, lyingDirectory{}, lyingDirectory{}, &openapi.Options{Logger: quiet})
 	for path, status := range map[string]int{
 		"/v1/webspace/self": 401, "/v1/webspace/alice": 401, "/v1/webspace/unreachable": 503,
 	} {

@@ -28,7 +28,7 @@ func TestCORS(t *testing.T) {
 		"no origin":         {[]string{"*"}, "", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := openapi.NewHandler(nil, users, users, &openapi.Options{Logger: quiet, AllowedOrigins: test.allowed})
+			h := openapi.NewServer(nil, users, users, &openapi.Options{Logger: quiet, AllowedOrigins: test.allowed})
 			for _, method := range []string{"OPTIONS", "GET"} {
 				req := httptest.NewRequest(method, "/v1/webspace/self", nil)
 				if test.origin != "" {

@@ -51,7 +51,7 @@ func TestClasses(t *testing.T) {
 		context.Canceled:              503,
 		context.DeadlineExceeded:      504,
 	} {
-		server := httptest.NewServer(openapi.NewHandler(nil, failingAuth{fmt.Errorf("hunter2: %w", class)}, users, &openapi.Options{Logger: quiet}))
+		server := httptest.NewServer(openapi.NewServer(nil, failingAuth{fmt.Errorf("hunter2: %w", class)}, users, &openapi.Options{Logger: quiet}))
 		c, err := openapi.Connect(server.URL, "token", nil)
 		require.NoError(t, err)
 		_, err = c.GetWebspaceWithResponse(t.Context(), "self")
@@ -92,7 +92,7 @@ func TestForeignAnswers(t *testing.T) {
 func TestPanic(t *testing.T) {
 	users, err := static.New(nil)
 	require.NoError(t, err)
-	h := openapi.NewHandler(nil, failingAuth{}, users, &openapi.Options{Logger: quiet})
+	h := openapi.NewServer(nil, failingAuth{}, users, &openapi.Options{Logger: quiet})
 	req := httptest.NewRequest("GET", "/v1/webspace/self", nil)
 	req.Header.Set("Authorization", "Bearer x")
 	rec := httptest.NewRecorder()

@@ -53,7 +53,7 @@ func newAPI(t testing.TB, opts *runtimetest.FakeOptions) *api {
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = a.manager.Run(ctx) })
 	t.Cleanup(func() { cancel(); wg.Wait(); require.NoError(t, a.manager.Close()) })
-	a.Handler = openapi.NewHandler(a.manager, users, users, &openapi.Options{Logger: log})
+	a.Handler = openapi.NewServer(a.manager, users, users, &openapi.Options{Logger: log})
 	return a
 }
 

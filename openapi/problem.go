@@ -77,6 +77,8 @@ func newProblem(err error) Problem {
 		message = "something that the server needs is out of reach; try again later"
 	case status == http.StatusGatewayTimeout:
 		message = "that took too long; it may go on all the same"
+	case status == http.StatusNotImplemented:
+		message = "what runs the webspaces can not do this"
 	case status >= 500:
 		message = "something went wrong in the server"
 	}

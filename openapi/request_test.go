@@ -158,7 +158,9 @@ func FuzzHandler(f *testing.F) {
 		before, err := a.manager.Get(context.Background(), 1000)
 		rec := httptest.NewRecorder()
 		a.ServeHTTP(rec, req)
-		require.Less(t, rec.Code, 500, "%s", rec.Body)
+		if rec.Code != http.StatusNotImplemented {
+			require.Less(t, rec.Code, 500, "%s", rec.Body)
+		}
 		if !token {
 			after, errAfter := a.manager.Get(context.Background(), 1000)
 			require.Equal(t, before, after)

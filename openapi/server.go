@@ -1,11 +1,12 @@
 // Package openapi is the REST API of webspaced: the OpenAPI document, and the server and client generated from it.
 //
-// [NewHandler] serves the API on a [webspace.Manager]; [Connect] returns a client. Errors are the same on both sides:
+// [NewServer] serves the API on a [webspace.Manager]; [Connect] returns a client. Errors are the same on both sides:
 // classes of github.com/containerd/errdefs, which one table maps to HTTP status codes and back.
 package openapi
 
 import (
 	"bytes"
+	"context"
 	_ "embed" // for the document
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/getkin/kin-openapi/openapi3"
@@ -31,26 +33,47 @@ var document []byte
 // Document returns the OpenAPI document, in YAML.
 func Document() []byte { return bytes.Clone(document) }
 
-// Options of [NewHandler]. The zero value of each is its default.
+// Options of [NewServer]. The zero value of each is its default.
 type Options struct {
 	// Logger gets what clients are not told: the reasons of answers of 500 and above [slog.Default].
 	Logger *slog.Logger
 	// AllowedOrigins are the origins, such as "https://dashboard.example.org", whose web pages may use the API; "*" stands
 	// for all [none].
 	AllowedOrigins []string
+	// Recheck is how often the identity provider is asked whether the user of an open terminal or stream of events may
+	// still use it [30 s].
+	Recheck time.Duration
 }
 
-// NewHandler returns a handler that serves the API: /v1 and /health. auth says who a bearer token belongs to, dir finds
+// Server is an [http.Handler] that serves the API.
+type Server struct {
+	next     http.Handler
+	sessions *sessions
+	origins  origins
+}
+
+// ServeHTTP implements [http.Handler].
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.next.ServeHTTP(w, r) }
+
+// Shutdown ends what never ends by itself, terminals and streams of events, and waits until it has or ctx ends. From now
+// on there are no new ones. [http.Server.Shutdown] knows nothing of terminals and waits for streams for ever, so call
+// both at the same time.
+func (s *Server) Shutdown(ctx context.Context) error { return s.sessions.shutdown(ctx) }
+
+// NewServer returns a server of the API: /v1 and /health. auth says who a bearer token belongs to, dir finds
 // the users whose webspaces an admin asks for.
 //
-// The handler bounds what it reads of a request's body; time limits and the size of headers are the [http.Server]'s.
-func NewHandler(manager *webspace.Manager, auth identity.Authenticator, dir identity.Directory, opts *Options) http.Handler {
+// It bounds what it reads of a request's body; time limits and the size of headers are the [http.Server]'s.
+func NewServer(manager *webspace.Manager, auth identity.Authenticator, dir identity.Directory, opts *Options) *Server {
 	var o Options
 	if opts != nil {
 		o = *opts
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
+	}
+	if o.Recheck <= 0 {
+		o.Recheck = 30 * time.Second
 	}
 	fail := func(w http.ResponseWriter, r *http.Request, err error) {
 		p := newProblem(err)
@@ -75,7 +98,24 @@ func NewHandler(manager *webspace.Manager, auth identity.Authenticator, dir iden
 			fail(w, r, fmt.Errorf("%s: %w", describe(err), errdefs.ErrInvalidArgument))
 		},
 	})
-	return cors(slices.Clone(o.AllowedOrigins), guard(mux, fail))
+	s := &Server{sessions: newSessions(gate, o.Recheck, fail), origins: slices.Clone(o.AllowedOrigins)}
+	for pattern, serve := range s.raw() {
+		mux.Handle(pattern, check.middleware(s.sessions.handler(serve)))
+	}
+	s.next = cors(s.origins, guard(mux, fail))
+	return s
+}
+
+// raw returns the operations that are not generated, by their pattern; oapi-codegen.yaml leaves them out.
+func (s *Server) raw() map[string]rawHandler {
+	return map[string]rawHandler{
+		"GET /v1/webspace/{username}/exec":    notYet,
+		"GET /v1/webspace/{username}/console": notYet,
+	}
+}
+
+func notYet(http.ResponseWriter, *http.Request, access.Writer) error {
+	return fmt.Errorf("there are no terminals yet: %w", errdefs.ErrNotImplemented)
 }
 
 // guard answers what no operation does, and after a panic.

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/netsoc/webspaced/openapi"
 	"github.com/netsoc/webspaced/proxy"
 	"github.com/netsoc/webspaced/webspace"
 )
@@ -18,7 +19,7 @@ import (
 // daemon is what serve and demo have in common: a Manager behind an API and a gateway.
 type daemon struct {
 	manager  *webspace.Manager
-	api      http.Handler
+	api      *openapi.Server
 	gateway  *proxy.Gateway
 	startup  time.Duration // how long requests wait until the webspaces have been read
 	shutdown time.Duration // how long requests under way may take once it has been told to end
@@ -83,6 +84,11 @@ func (d *daemon) run(ctx context.Context) error {
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.shutdown)
 	defer cancel()
 	var closing sync.WaitGroup
+	closing.Go(func() {
+		if err := d.api.Shutdown(ending); err != nil {
+			d.log.Warn("terminals and streams of events were cut off", "error", err)
+		}
+	})
 	closing.Go(func() {
 		if err := server.Shutdown(ending); err != nil {
 			d.log.Warn("API requests were cut off", "error", err)

@@ -91,7 +91,7 @@ func demo(ctx context.Context, out, logs io.Writer, f demoFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	d.api = openapi.NewHandler(d.manager, users, users, &openapi.Options{Logger: log})
+	d.api = openapi.NewServer(d.manager, users, users, &openapi.Options{Logger: log})
 	d.gateway = proxy.NewGateway(d.manager, d.manager, &proxy.GatewayOptions{Logger: log})
 
 	ctx, cancel := context.WithCancelCause(ctx)

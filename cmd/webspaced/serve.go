@@ -80,7 +80,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	if err != nil {
 		return err
 	}
-	d.api = openapi.NewHandler(d.manager, users, users, &openapi.Options{Logger: log, AllowedOrigins: origins(c)})
+	d.api = openapi.NewServer(d.manager, users, users, &openapi.Options{Logger: log, AllowedOrigins: origins(c)})
 	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, log))
 	return d.run(ctx)
 }

@@ -40,6 +40,12 @@ func authorize(actor identity.User, what action, owner identity.UserID) error {
 
 type actorKey struct{}
 
+// caller is who asks, and how we know.
+type caller struct {
+	user  identity.User
+	token string
+}
+
 // Gate guards a Manager.
 type Gate struct {
 	manager   *webspace.Manager
@@ -65,7 +71,7 @@ func (g *Gate) Authenticate(ctx context.Context, token string) (context.Context,
 	if err != nil {
 		return nil, err
 	}
-	return context.WithValue(ctx, actorKey{}, actor), nil
+	return context.WithValue(ctx, actorKey{}, caller{actor, token}), nil
 }
 
 // Images needs no permission.
@@ -94,7 +100,8 @@ func (g *Gate) Write(ctx context.Context, username string) (Writer, error) {
 }
 
 func (g *Gate) pass(ctx context.Context, what action, username string) (identity.User, error) {
-	actor, _ := ctx.Value(actorKey{}).(identity.User)
+	from, _ := ctx.Value(actorKey{}).(caller)
+	actor := from.user
 	var owner identity.User
 	switch {
 	case username == Self || username == actor.Username:
@@ -123,6 +130,9 @@ func (r Reader) Get(ctx context.Context) (webspace.Webspace, error) {
 func (r Reader) State(ctx context.Context) (webspace.State, error) {
 	return r.manager.State(ctx, r.owner.ID)
 }
+
+// Owner is the user whose webspace it is.
+func (r Reader) Owner() identity.UserID { return r.owner.ID }
 
 // Writer changes the webspace of one user.
 type Writer struct{ Reader }

@@ -1,0 +1,44 @@
+package access
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// Session is [Gate.Write] for as long as the actor may: the context that it returns is done, with the reason as its
+// cause, when ctx is, when the actor's token has expired or was revoked, or when the actor may no longer reach this
+// webspace. The identity provider is asked anew each interval; while it is out of reach nothing changes.
+//
+// stop ends the session and waits for what belongs to it. It has to be called once.
+func (g *Gate) Session(ctx context.Context, username string, interval time.Duration) (w Writer, session context.Context, stop func(), err error) {
+	w, err = g.Write(ctx, username)
+	if err != nil {
+		return Writer{}, nil, nil, err
+	}
+	from, _ := ctx.Value(actorKey{}).(caller)
+	session, end := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(interval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-session.Done():
+				return
+			case <-tick.C:
+			}
+			actor, err := g.auth.Authenticate(session, from.token)
+			if err == nil {
+				err = authorize(actor, write, w.owner.ID)
+			}
+			if errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err) {
+				end(err)
+				return
+			}
+		}
+	})
+	return w, session, func() { end(context.Canceled); wg.Wait() }, nil
+}

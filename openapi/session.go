@@ -1,0 +1,112 @@
+package openapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/netsoc/webspaced/identity"
+	"github.com/netsoc/webspaced/openapi/internal/access"
+)
+
+// rawHandler serves an operation that streams its answer or takes the connection over, after the request has been held
+// against the document and its actor against the webspace. The context of r ends, with the reason as its cause, when the
+// client leaves, the token expires, the actor loses access, or the server shuts down: then it says goodbye and returns
+// soon. An error is answered as a problem, so one is only returned before anything was written.
+type rawHandler func(w http.ResponseWriter, r *http.Request, writer access.Writer) error
+
+// maxSessions bounds the sessions of one webspace.
+const maxSessions = 16
+
+// errShutdown is why sessions end when the server does.
+var errShutdown = fmt.Errorf("the server is shutting down: %w", errdefs.ErrUnavailable)
+
+// sessions are the requests of raw handlers that are under way.
+type sessions struct {
+	gate    *access.Gate
+	recheck time.Duration
+	fail    func(http.ResponseWriter, *http.Request, error)
+
+	ctx context.Context // ends with the server
+	end context.CancelCauseFunc
+
+	mu     sync.Mutex
+	closed bool
+	open   map[identity.UserID]int
+	all    sync.WaitGroup
+}
+
+func newSessions(gate *access.Gate, recheck time.Duration, fail func(http.ResponseWriter, *http.Request, error)) *sessions {
+	s := &sessions{gate: gate, recheck: recheck, fail: fail, open: make(map[identity.UserID]int)}
+	s.ctx, s.end = context.WithCancelCause(context.Background())
+	return s
+}
+
+// handler serves one operation whose path has a username.
+func (s *sessions) handler(serve rawHandler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := s.serve(w, r, serve); err != nil {
+			s.fail(w, r, err)
+		}
+	})
+}
+
+func (s *sessions) serve(w http.ResponseWriter, r *http.Request, serve rawHandler) error {
+	writer, ctx, stop, err := s.gate.Session(r.Context(), r.PathValue("username"), s.recheck)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	leave, err := s.enter(writer.Owner())
+	if err != nil {
+		return err
+	}
+	defer leave()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	defer context.AfterFunc(s.ctx, func() { end(context.Cause(s.ctx)) })()
+	return serve(w, r.WithContext(ctx), writer)
+}
+
+// enter counts a session of a webspace.
+func (s *sessions) enter(owner identity.UserID) (leave func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return nil, errShutdown
+	case s.open[owner] >= maxSessions:
+		return nil, fmt.Errorf("this webspace has %d terminals and streams open, which is the limit: %w", maxSessions, errdefs.ErrResourceExhausted)
+	}
+	s.open[owner]++
+	s.all.Add(1)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.open[owner]--; s.open[owner] == 0 {
+			delete(s.open, owner)
+		}
+		s.all.Done()
+	}, nil
+}
+
+// shutdown lets nobody in any more, tells who is in to leave, and waits for them.
+func (s *sessions) shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.end(errShutdown)
+	left := make(chan struct{})
+	go func() { s.all.Wait(); close(left) }()
+	select {
+	case <-left:
+		return nil
+	case <-ctx.Done():
+		return errors.Join(errors.New("sessions are still open"), ctx.Err())
+	}
+}
