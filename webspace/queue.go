@@ -63,8 +63,10 @@ func (q *queue) add(name string) {
 func (q *queue) schedule(it *item, due time.Time) {
 	it.due = due
 	heap.Push(&q.waiting, it)
-	close(q.wake)
-	q.wake = make(chan struct{})
+	if it.index == 0 { // else whoever waits does so for one that is due before
+		close(q.wake)
+		q.wake = make(chan struct{})
+	}
 }
 
 // next returns a due name, which the caller gives back through done. It waits until there is one or ctx ends.
