@@ -9,6 +9,8 @@ package identity
 import (
 	"context"
 	"strconv"
+	"strings"
+	"time"
 )
 
 // UserID is the numeric ID of a user at the identity provider. Valid IDs are positive.
@@ -26,6 +28,9 @@ type User struct {
 	Admin bool
 	// SSHKeys are the public keys of the account, in authorized_keys format. Outside input as well.
 	SSHKeys []string
+	// Expires is when the token that this was learnt from ends; zero if that is not known, or if it was not a token.
+	// What a user began with the token ends then as well.
+	Expires time.Time
 }
 
 // Authenticator turns a bearer token into the user it belongs to.
@@ -49,4 +54,25 @@ type Directory interface {
 	ByID(ctx context.Context, id UserID) (User, error)
 	// ByUsername returns the user with this username, compared as the provider compares them.
 	ByUsername(ctx context.Context, username string) (User, error)
+}
+
+// Learner is a [Directory] that can not ask anybody: it knows those users whose tokens it has seen, and those that it was
+// told of. Others are Unavailable to it, never NotFound.
+type Learner interface {
+	// Learn says what username a user had when somebody last knew. What a later token says goes before it.
+	Learn(id UserID, username string)
+}
+
+// MaxToken bounds bearer tokens, in bytes. A longer one is nobody's.
+const MaxToken = 8 << 10
+
+// KeyLines returns the public keys in a text in authorized_keys format, without blank lines and comments.
+func KeyLines(text string) []string {
+	var keys []string
+	for line := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == '\n' || r == '\r' }) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			keys = append(keys, line)
+		}
+	}
+	return keys
 }
