@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -196,5 +197,46 @@ func TestEnsureStarted(t *testing.T) {
 		require.Equal(t, netip.AddrPortFrom(w.instance(alice.Webspace).Address, 80), at)
 		_, err = w.Activate(t.Context(), proxy.Target{Webspace: alice.Webspace})
 		require.True(t, errdefs.IsInvalidArgument(err))
+	})
+}
+
+// Readings that something else makes out of date all the time come to an end all the same.
+func TestActivationUnderAFloodOfChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(_ *world, f *runtimetest.FakeOptions) {
+			f.BootDelay = time.Second
+			f.Before = func(_ context.Context, op, _ string) error {
+				if op == "Get" {
+					time.Sleep(10 * time.Millisecond)
+				}
+				return nil
+			}
+		})
+		w.create(1000)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					_, _ = w.SetConfig(ctx, 1000, webspace.ConfigChange{})
+				}
+			})
+		}
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				w.runtime.Emit(webspace.Event{Instance: alice.Webspace})
+				w.runtime.Emit(webspace.Event{})
+				time.Sleep(time.Millisecond)
+			}
+		})
+		for range 20 {
+			start := time.Now()
+			require.NoError(t, <-w.first(t.Context(), alice))
+			require.Less(t, time.Since(start), 3*time.Second)
+			w.runtime.Crash(alice.Webspace)
+			time.Sleep(100 * time.Millisecond)
+		}
+		cancel()
+		wg.Wait()
 	})
 }

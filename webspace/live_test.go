@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -143,4 +145,36 @@ func TestRequestsUnderLifecycle(t *testing.T) {
 	require.NoError(t, err)
 	endpoint.Release(nil)
 	require.Equal(t, webspace.StatusRunning, w.instance(name).Status)
+}
+
+func TestNothingIsLeftAfterManyLifecycles(t *testing.T) {
+	w, gateway := newLiveWorld(t, 0, 0)
+	<-w.Synced()
+	c := client(gateway, netip.MustParseAddr("127.3.0.1"))
+	lifecycles := func(n int) {
+		for range n {
+			w.create(1000)
+			response, err := c.Get("http://alice.example.test/")
+			require.NoError(t, err)
+			require.Equal(t, 200, response.StatusCode)
+			require.NoError(t, response.Body.Close())
+			require.NoError(t, w.Delete(t.Context(), 1000))
+		}
+	}
+	lifecycles(10)
+	goroutines, files := runtime.NumGoroutine(), openFiles(t)
+	lifecycles(500)
+	require.Eventually(t, func() bool {
+		return runtime.NumGoroutine() <= goroutines+5 && openFiles(t) <= files+5
+	}, 10*time.Second, 50*time.Millisecond, "%d goroutines were %d, %d files were %d", runtime.NumGoroutine(), goroutines, openFiles(t), files)
+	require.Empty(t, w.Summaries())
+}
+
+// openFiles counts the descriptors of this process, where the system tells.
+func openFiles(t *testing.T) int {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Log(err)
+	}
+	return len(entries)
 }

@@ -47,28 +47,41 @@ func (m *Manager) modify(ctx context.Context, id identity.UserID, change func(*r
 			return err
 		}
 		r.Instance = name
-		data, err := r.encode()
-		if err != nil {
-			return err
-		}
-		err = m.runtime.SetRecord(ctx, name, data, instance.Revision)
+		err = m.write(ctx, r, instance.Revision)
 		if err == nil {
-			affected := m.index.adjust(name, func(v *view) {
-				v.record = r
-				v.hosts = m.hosts(v.label, r)
-			})
-			m.dirty(name)
-			m.reroute(affected...)
 			return nil
 		}
 		if !errdefs.IsConflict(err) || time.Now().After(deadline) {
-			m.dirty(name) // it may have been written all the same
 			return m.wrap(id, err)
 		}
 		if err := sleep(ctx, wait/2+rand.N(wait)); err != nil {
 			return err
 		}
 	}
+}
+
+// write stores a record and lets the data path know at once.
+func (m *Manager) write(ctx context.Context, r record, revision string) error {
+	data, err := r.encode()
+	if err != nil {
+		return err
+	}
+	// Not while the instance is being read: changes one after the other would make each reading stale, and a boot that
+	// waits for one would never get it.
+	unlock, err := m.reads.lock(ctx, r.Instance)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	defer m.dirty(r.Instance) // whatever the answer, it may have been written
+	if err := m.runtime.SetRecord(ctx, r.Instance, data, revision); err != nil {
+		return err
+	}
+	m.reroute(m.index.adjust(r.Instance, func(v *view) {
+		v.record = r
+		v.hosts = m.hosts(v.label, r)
+	})...)
+	return nil
 }
 
 // Domains returns a webspace's host names: the default domain, if the user's name allows one, then the custom domains.
