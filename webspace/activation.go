@@ -193,6 +193,7 @@ func (m *Manager) Activate(ctx context.Context, t proxy.Target) (proxy.Endpoint,
 					Err: fmt.Errorf("activation ended: %v: %w", err, errdefs.ErrUnavailable),
 				}
 			}
+			m.tellFailure(t.Webspace, err)
 			return struct{}{}, err
 		}); err != nil {
 			return proxy.Endpoint{}, err

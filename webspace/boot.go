@@ -125,6 +125,7 @@ func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int) (at net
 		if err := e.activation.awaitBackoff(ctx); err != nil {
 			return at, false, done, err
 		}
+		m.tell(e.name, NoticeQueued, queuedMessage)
 		select {
 		case m.boots <- struct{}{}:
 			done = sync.OnceFunc(func() { <-m.boots })
@@ -136,6 +137,7 @@ func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int) (at net
 		}
 		booted = true
 		m.log.Info("booting", "webspace", e.name)
+		m.tell(e.name, NoticeStarting, startingMessage)
 		start, cancel := context.WithTimeout(ctx, m.opts.StartTimeout)
 		defer cancel()
 		if err := m.runtime.Start(start, e.name); err != nil {
@@ -192,6 +194,7 @@ func (m *Manager) awaitReady(ctx context.Context, e *entry, at netip.AddrPort, b
 	patience := m.patience(e, booted)
 	probing, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	m.tell(e.name, NoticeProbing, probingMessage(at))
 	started := time.Now()
 	nextLook := started.Add(500 * time.Millisecond)
 	for {
@@ -204,6 +207,7 @@ func (m *Manager) awaitReady(ctx context.Context, e *entry, at netip.AddrPort, b
 		err := m.opts.Probe(probing, at)
 		if err == nil {
 			if a.setReadiness(at, accepting) {
+				m.tell(e.name, NoticeReady, readyMessage(at))
 				m.queue.add(e.name) // its route may now go straight there
 			}
 			return nil

@@ -26,6 +26,8 @@ type index struct {
 	// What is being added to a record, from the check until the record is written.
 	reservedHosts map[string]bool
 	reservedPorts map[int]bool
+
+	followers followers // are told what changes
 }
 
 // entry is one webspace. Its fields are guarded by index.mu; activation guards itself.
@@ -133,9 +135,10 @@ func (x *index) adjust(name string, change func(*view)) (affected []string) {
 func (x *index) change(e *entry, change func(*view)) []string {
 	before := x.owners(e.hosts)
 	x.withdraw(e)
-	claimed := e.hosts
+	claimed, past := e.hosts, e.view
 	change(&e.view)
 	e.activation.observe(e.status, e.address)
+	x.followers.tellChanges(e.name, past, e.view)
 	x.clock++
 	e.changed = x.clock
 	for _, host := range e.hosts {
@@ -169,6 +172,7 @@ func (x *index) remove(name string, since uint64) (affected []string, ok bool) {
 	e.activation.observe(StatusStopped, netip.Addr{}) // wakes who still waits for it
 	x.clock++
 	x.removed = x.clock
+	x.followers.publish(name, newNotice(NoticeDeleted, "It was deleted."))
 	return compactOthers(x.owners(e.hosts), name), true
 }
 

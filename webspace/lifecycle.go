@@ -193,6 +193,7 @@ func (m *Manager) Start(ctx context.Context, id identity.UserID) error {
 	if instance.Status == StatusRunning {
 		return errRunning
 	}
+	m.tell(name, NoticeQueued, queuedMessage)
 	select {
 	case m.boots <- struct{}{}:
 		defer func() { <-m.boots }()
@@ -202,7 +203,9 @@ func (m *Manager) Start(ctx context.Context, id identity.UserID) error {
 	start, cancel := context.WithTimeout(ctx, m.opts.StartTimeout)
 	defer cancel()
 	defer m.dirty(name)
+	m.tell(name, NoticeStarting, startingMessage)
 	if err := m.runtime.Start(start, name); err != nil {
+		m.tell(name, NoticeFailed, "This webspace could not be started.")
 		return m.wrap(id, err)
 	}
 	m.refreshQuietly(ctx, name)
@@ -243,7 +246,9 @@ func (m *Manager) halt(ctx context.Context, id identity.UserID, halt func(contex
 		return fmt.Errorf("the webspace is not running: %w", errdefs.ErrFailedPrecondition)
 	}
 	defer m.dirty(name)
-	if e := m.known(ctx, name); e != nil {
+	m.tell(name, NoticeStopping, stoppingMessage)
+	e := m.known(ctx, name)
+	if e != nil {
 		m.index.adjust(name, func(v *view) { v.detour = true })
 		defer m.index.adjust(name, func(v *view) { v.detour = false })
 		if err := m.settle(ctx, name); err != nil {
@@ -263,6 +268,9 @@ func (m *Manager) halt(ctx context.Context, id identity.UserID, halt func(contex
 		return m.wrap(id, err)
 	}
 	m.refreshQuietly(ctx, name)
+	if e != nil {
+		m.tellStanding(e) // a restart may look as if nothing had happened
+	}
 	return nil
 }
 

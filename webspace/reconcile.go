@@ -246,6 +246,7 @@ func (g *removalGuard) allows(gone map[string]bool, total int) bool {
 func (m *Manager) reconcile(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
+	defer m.tellProblem(name)
 	if m.index.stale(name) {
 		if _, err := m.refresh(ctx, name); err != nil && !errors.Is(err, errNobody) {
 			return err
@@ -279,5 +280,6 @@ func (m *Manager) probe(ctx context.Context, name string) {
 	}
 	err := m.awaitReady(ctx, e, at, false)
 	m.log.Debug("probed", "webspace", name, "error", err)
+	m.tellFailure(name, err)
 	m.queue.add(name)
 }

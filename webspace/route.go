@@ -175,6 +175,7 @@ func (m *Manager) updateRoute(ctx context.Context, name string) error {
 		return fmt.Errorf("provider: %w", err)
 	}
 	m.routes.set(name, route, wanted)
+	m.tell(name, NoticeRoute, routeMessage(route, m.opts.Gateway))
 	m.log.Debug("route changed", "webspace", name, "backend", route.Backend, "hosts", len(route.Hosts))
 	return nil
 }
@@ -252,29 +253,36 @@ func (m *Manager) Summaries() []Summary {
 		if !v.known {
 			continue
 		}
-		has, lost := m.index.owned(e)
-		problems := slices.Clone(v.problems)
-		if v.bad != nil {
-			problems = append(problems, "quarantined: "+v.bad.Error())
-		}
-		if v.record.Creating {
-			problems = append(problems, "its creation was not finished; create it again or delete it")
-		}
-		for _, host := range lost {
-			problems = append(problems, host+" belongs to another webspace")
-		}
-		if err := e.activation.lastError(); err != nil {
-			problems = append(problems, "could not be started: "+err.Error())
-		}
+		has, _ := m.index.owned(e)
 		route, _ := m.routes.get(e.name)
 		w := v.record.Webspace.clone()
 		w.User = e.user
 		summaries = append(summaries, Summary{
 			Webspace: w, Instance: e.name, Status: v.status, Address: v.address,
-			Hosts: has, Backend: route.Backend, Problem: strings.Join(problems, "; "),
+			Hosts: has, Backend: route.Backend, Problem: m.problem(e),
 		})
 	}
 	return summaries
+}
+
+// problem is what Summary.Problem says of a webspace.
+func (m *Manager) problem(e *entry) string {
+	v := m.index.look(e)
+	_, lost := m.index.owned(e)
+	problems := slices.Clone(v.problems)
+	if v.bad != nil {
+		problems = append(problems, "quarantined: "+v.bad.Error())
+	}
+	if v.record.Creating {
+		problems = append(problems, "its creation was not finished; create it again or delete it")
+	}
+	for _, host := range lost {
+		problems = append(problems, host+" belongs to another webspace")
+	}
+	if err := e.activation.lastError(); err != nil {
+		problems = append(problems, "could not be started: "+err.Error())
+	}
+	return strings.Join(problems, "; ")
 }
 
 func (a *activation) lastError() error {
