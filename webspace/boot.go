@@ -194,7 +194,11 @@ func (m *Manager) awaitReady(ctx context.Context, e *entry, at netip.AddrPort, b
 	patience := m.patience(e, booted)
 	probing, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	m.tell(e.name, NoticeProbing, probingMessage(at))
+	a.mu.Lock()
+	if a.ports[int(at.Port())] != accepting { // else somebody else has just found out, and followers know
+		m.tell(e.name, NoticeProbing, probingMessage(at))
+	}
+	a.mu.Unlock()
 	started := time.Now()
 	nextLook := started.Add(500 * time.Millisecond)
 	for {
@@ -261,12 +265,33 @@ func (m *Manager) patience(e *entry, booted bool) time.Duration {
 	return max(delay, 300*time.Millisecond)
 }
 
-// dial is the default probe.
+// dial is the default probe. While an instance brings its network up, packets to it vanish, and the kernel repeats a SYN
+// after a second at the earliest: by then it may long be ready. So further tries are made while the first is pending.
 func dial(ctx context.Context, at netip.AddrPort) error {
-	dialer := net.Dialer{Timeout: 300 * time.Millisecond, KeepAlive: -1}
-	conn, err := dialer.DialContext(ctx, "tcp", at.String())
-	if err != nil {
-		return err
+	const limit, gap = 300 * time.Millisecond, 20 * time.Millisecond
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	var wg sync.WaitGroup
+	defer func() { cancel(); wg.Wait() }()
+	results := make(chan error, limit/gap+1)
+	dialer := net.Dialer{KeepAlive: -1}
+	try := func() {
+		wg.Go(func() {
+			conn, err := dialer.DialContext(ctx, "tcp", at.String())
+			if err == nil {
+				err = conn.Close()
+			}
+			results <- err
+		})
 	}
-	return conn.Close()
+	try()
+	more := time.NewTicker(gap)
+	defer more.Stop()
+	for {
+		select {
+		case err := <-results:
+			return err // of the first that is answered: a refusal is an answer as well
+		case <-more.C:
+			try()
+		}
+	}
 }
