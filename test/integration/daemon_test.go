@@ -20,9 +20,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/netsoc/webspaced/internal/testbed"
+	"github.com/netsoc/webspaced/webspace/local"
 )
 
-func TestMain(m *testing.M) { testbed.Main(m) }
+func TestMain(m *testing.M) {
+	local.Main() // the instances of the local runtime run this very program
+	testbed.Main(m)
+}
 
 // binary builds the daemon, once for all tests.
 var binary = sync.OnceValues(func() (string, error) {
