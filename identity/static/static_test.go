@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/netsoc/webspaced/identity"
+	"github.com/netsoc/webspaced/identity/identitytest"
 	"github.com/netsoc/webspaced/identity/static"
 )
 
@@ -41,6 +42,18 @@ func TestProvider(t *testing.T) {
 	require.True(t, errdefs.IsNotFound(err))
 	_, err = p.ByUsername(t.Context(), "")
 	require.True(t, errdefs.IsNotFound(err))
+}
+
+func TestConformance(t *testing.T) {
+	identitytest.Run(t, identitytest.Harness{New: func(t *testing.T) identitytest.Fixture {
+		p, err := static.New(accounts)
+		require.NoError(t, err)
+		users := make(map[string]identity.User)
+		for _, a := range accounts {
+			users[a.Token] = a.User
+		}
+		return identitytest.Fixture{Auth: p, Directory: p, Users: users}
+	}})
 }
 
 func TestUsersAreCopies(t *testing.T) {
