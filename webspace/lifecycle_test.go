@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
+	"github.com/netsoc/webspaced/identity"
 	"github.com/netsoc/webspaced/provider/providertest"
 	"github.com/netsoc/webspaced/webspace"
 	"github.com/netsoc/webspaced/webspace/runtimetest"
@@ -178,4 +179,25 @@ func TestOptions(t *testing.T) {
 	require.NoError(t, err)
 	_, err = webspace.NewManager(runtimetest.NewFake(nil), newPeople(), "*.test", nil)
 	require.True(t, errdefs.IsInvalidArgument(err))
+}
+
+func TestManagerThatNeverRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, err := webspace.NewManager(runtimetest.NewFake(nil), newPeople(), "example.test", nil)
+		require.NoError(t, err)
+		start := time.Now()
+		_, err = m.Create(t.Context(), identity.User{ID: 1000, Username: "alice"}, hello)
+		require.True(t, errdefs.IsUnavailable(err))
+		require.Equal(t, 10*time.Second, time.Since(start))
+		_, err = m.Activate(t.Context(), alice)
+		require.True(t, errdefs.IsNotFound(err))
+		require.NoError(t, m.Close())
+		require.ErrorIs(t, m.Run(canceled(t)), context.Canceled)
+	})
+}
+
+func canceled(t *testing.T) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	return ctx
 }
