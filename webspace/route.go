@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/netsoc/webspaced/identity"
 	"github.com/netsoc/webspaced/provider"
 )
 
@@ -249,20 +250,35 @@ func (m *Manager) Summaries() []Summary {
 	entries := m.index.all()
 	summaries := make([]Summary, 0, len(entries))
 	for _, e := range entries {
-		v := m.index.look(e)
-		if !v.known {
-			continue
+		if summary, ok := m.summary(e); ok {
+			summaries = append(summaries, summary)
 		}
-		has, _ := m.index.owned(e)
-		route, _ := m.routes.get(e.name)
-		w := v.record.Webspace.clone()
-		w.User = e.user
-		summaries = append(summaries, Summary{
-			Webspace: w, Instance: e.name, Status: v.status, Address: v.address,
-			Hosts: has, Backend: route.Backend, Problem: m.problem(e),
-		})
 	}
 	return summaries
+}
+
+// Summary returns that of one user's webspace, if there is one.
+func (m *Manager) Summary(id identity.UserID) (Summary, bool) {
+	e := m.index.find(instanceName(m.opts.Prefix, id))
+	if e == nil {
+		return Summary{}, false
+	}
+	return m.summary(e)
+}
+
+func (m *Manager) summary(e *entry) (Summary, bool) {
+	v := m.index.look(e)
+	if !v.known {
+		return Summary{}, false
+	}
+	has, _ := m.index.owned(e)
+	route, _ := m.routes.get(e.name)
+	w := v.record.Webspace.clone()
+	w.User = e.user
+	return Summary{
+		Webspace: w, Instance: e.name, Status: v.status, Address: v.address,
+		Hosts: has, Backend: route.Backend, Problem: m.problem(e),
+	}, true
 }
 
 // problem is what Summary.Problem says of a webspace.
