@@ -268,7 +268,7 @@ func (m *Manager) patience(e *entry, booted bool) time.Duration {
 // dial is the default probe. While an instance brings its network up, packets to it vanish, and the kernel repeats a SYN
 // after a second at the earliest: by then it may long be ready. So further tries are made while the first is pending.
 func dial(ctx context.Context, at netip.AddrPort) error {
-	const limit, gap = 300 * time.Millisecond, 20 * time.Millisecond
+	const limit, gap = 300 * time.Millisecond, 10 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	var wg sync.WaitGroup
 	defer func() { cancel(); wg.Wait() }()
