@@ -57,7 +57,7 @@ func permitted(from, to string) bool {
 	case "internal":
 		return !strings.HasPrefix(to, "cmd/") && !strings.HasPrefix(to, "examples/")
 	}
-	if nested && (to == top || strings.HasPrefix(to, top+"/internal/")) {
+	if nested && to == top || strings.HasPrefix(to, top+"/internal/") {
 		return true
 	}
 	return slices.Contains(below[top], to)
@@ -71,6 +71,8 @@ func TestPermitted(t *testing.T) {
 		{"webspace", "provider", true},
 		{"webspace/lxd", "webspace", true},
 		{"provider/file", "provider/internal/traefik", true},
+		{"openapi", "openapi/internal/access", true},
+		{"webspace", "openapi/internal/access", false},
 		{"cmd/webspaced", "webspace/lxd", true},
 		{"provider", "webspace", false},
 		{"proxy", "webspace", false},

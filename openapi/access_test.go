@@ -19,11 +19,18 @@ import (
 // access is what an operation answers to whom. Each operation of the document needs a row.
 var access = map[string]struct {
 	public bool   // nobody's token is asked for
+	admin  bool   // for admins alone
 	body   string // one that will do
 	status int    // for who may: alice and the admin; alice has a webspace that runs
 }{
 	"getHealth":      {public: true, status: 204},
+	"getLivez":       {public: true, status: 204},
+	"getReadyz":      {public: true, status: 204},
+	"getDocument":    {public: true, status: 200},
+	"getSwagger":     {public: true, status: 200},
 	"getImages":      {public: true, status: 200},
+	"listWebspaces":  {admin: true, status: 200},
+	"ensureStarted":  {admin: true, status: 200},
 	"getWebspace":    {status: 200},
 	"createWebspace": {body: `{"image":"hello"}`, status: 409},
 	"deleteWebspace": {status: 204},
@@ -33,6 +40,18 @@ var access = map[string]struct {
 	"start":          {status: 409},
 	"reboot":         {status: 204},
 	"shutdown":       {status: 204},
+	"sync":           {status: 204},
+	"getDomains":     {status: 200},
+	"addDomain":      {status: 201},
+	"removeDomain":   {status: 404},
+	"getPorts":       {status: 200},
+	"addPort":        {status: 201},
+	"addRandomPort":  {status: 201},
+	"removePort":     {status: 404},
+	"getLog":         {status: 200},
+	"clearLog":       {status: 204},
+	"exec":           {body: `{"command":"true"}`, status: 200},
+	"followEvents":   {status: 200},
 	"openTerminal":   {status: 501},
 	"openConsole":    {status: 501},
 }
@@ -67,6 +86,9 @@ func TestAccess(t *testing.T) {
 			{"no scheme", "alice-token", "alice", 401},
 			{"self", "Bearer alice-token", "self", 0},
 			{"owner", "bearer alice-token", "alice", 0},
+			{"expired", "Bearer alice-token;exp=1000000000", "alice", 401},
+			{"wrong audience", "Bearer alice-token;aud=shop", "alice", 401},
+			{"expired admin", "Bearer admin-token;exp=1000000000", "alice", 401},
 			{"other user", "Bearer bob-token", "alice", 403},
 			{"other user of nobody's", "Bearer bob-token", "nobody", 403},
 			{"admin", "Bearer admin-token", "alice", 0},
@@ -78,13 +100,19 @@ func TestAccess(t *testing.T) {
 				require.NoError(t, err)
 				require.NoError(t, a.manager.Start(t.Context(), 1000))
 
-				req := httptest.NewRequest(method, strings.ReplaceAll(path, "{username}", who.username), strings.NewReader(row.body))
+				path := strings.NewReplacer("{username}", who.username, "{domain}", "example.com", "{port}", "60000", "{ePort}", "60000", "{iPort}", "22").Replace(path)
+				req := httptest.NewRequest(method, path, strings.NewReader(row.body))
 				req.Header.Set("Content-Type", "application/json")
 				if who.header != "" {
 					req.Header.Set("Authorization", who.header)
 				}
 				want := who.status
-				if want == 0 || row.public {
+				switch {
+				case row.public, row.admin && !strings.Contains(path, who.username) && strings.HasPrefix(who.name, "admin"):
+					want = row.status // it is about no user
+				case row.admin && (who.name == "self" || who.name == "owner"):
+					want = 403
+				case want == 0:
 					want = row.status
 				}
 				resp := a.do(t, req)

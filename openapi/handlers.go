@@ -2,10 +2,7 @@ package openapi
 
 import (
 	"context"
-	"math"
 	"net/http"
-	"strconv"
-	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -17,13 +14,6 @@ import (
 type handlers struct{ gate *access.Gate }
 
 var _ StrictServerInterface = handlers{}
-
-func (h handlers) GetHealth(ctx context.Context, _ GetHealthRequestObject) (GetHealthResponseObject, error) {
-	if err := h.gate.Healthy(ctx); err != nil {
-		return nil, statusError{err, http.StatusInternalServerError}
-	}
-	return GetHealth204Response{}, nil
-}
 
 func (h handlers) GetImages(ctx context.Context, _ GetImagesRequestObject) (GetImagesResponseObject, error) {
 	images, err := h.gate.Images(ctx)
@@ -110,7 +100,7 @@ func (h handlers) GetState(ctx context.Context, req GetStateRequestObject) (GetS
 	if err != nil {
 		return nil, err
 	}
-	return GetState200JSONResponse(newState(s)), nil
+	return GetState200JSONResponse(newState(s, reader.Problem())), nil
 }
 
 func (h handlers) Start(ctx context.Context, req StartRequestObject) (StartResponseObject, error) {
@@ -130,70 +120,14 @@ func (h handlers) Shutdown(ctx context.Context, req ShutdownRequestObject) (Shut
 	return Shutdown204Response{}, err
 }
 
+func (h handlers) Sync(ctx context.Context, req SyncRequestObject) (SyncResponseObject, error) {
+	return Sync204Response{}, h.change(ctx, req.Username, access.Writer.Sync)
+}
+
 func (h handlers) change(ctx context.Context, username string, do func(access.Writer, context.Context) error) error {
 	writer, err := h.gate.Write(ctx, username)
 	if err != nil {
 		return err
 	}
 	return do(writer, ctx)
-}
-
-// seconds is a number of seconds as a duration. What a duration can not hold becomes the longest one.
-func seconds(s float64) time.Duration {
-	if s >= math.MaxInt64/float64(time.Second) {
-		return math.MaxInt64
-	}
-	return time.Duration(s * float64(time.Second))
-}
-
-func newImage(i webspace.Image) Image {
-	out := Image{Aliases: make([]ImageAlias, len(i.Aliases)), Fingerprint: i.Fingerprint, Properties: i.Properties, Size: i.Size}
-	for j, a := range i.Aliases {
-		out.Aliases[j] = ImageAlias{Name: a.Name, Description: a.Description}
-	}
-	if out.Properties == nil {
-		out.Properties = map[string]string{}
-	}
-	return out
-}
-
-func newConfig(c webspace.Config) Config {
-	delay := c.StartupDelay.Seconds()
-	return Config{StartupDelay: &delay, HTTPPort: &c.HTTPPort, SNIPassthrough: &c.SNIPassthrough}
-}
-
-func newWebspace(w webspace.Webspace) Webspace {
-	out := Webspace{User: int64(w.User), Config: newConfig(w.Config), Domains: append([]string{}, w.Domains...), Ports: make(map[string]int, len(w.Ports))}
-	for external, internal := range w.Ports {
-		out.Ports[strconv.Itoa(external)] = internal
-	}
-	return out
-}
-
-func newState(s webspace.State) State {
-	out := State{
-		Running:           s.Status == webspace.StatusRunning,
-		Usage:             Usage{CPU: int64(s.CPU), Disks: s.Disks, Memory: s.Memory, Processes: s.Processes},
-		NetworkInterfaces: make(map[string]NetworkInterface, len(s.Interfaces)),
-	}
-	if !s.StartedAt.IsZero() {
-		out.Uptime = max(0, time.Since(s.StartedAt).Seconds())
-	}
-	if out.Usage.Disks == nil {
-		out.Usage.Disks = map[string]int64{}
-	}
-	for name, i := range s.Interfaces {
-		n := NetworkInterface{
-			MAC: i.MAC, MTU: i.MTU, State: i.State, Addresses: make([]InterfaceAddress, len(i.Addresses)),
-			Counters: InterfaceCounters{
-				BytesReceived: i.BytesReceived, BytesSent: i.BytesSent,
-				PacketsReceived: i.PacketsReceived, PacketsSent: i.PacketsSent,
-			},
-		}
-		for j, a := range i.Addresses {
-			n.Addresses[j] = InterfaceAddress{Family: a.Family, Address: a.Address, Netmask: a.Netmask, Scope: a.Scope}
-		}
-		out.NetworkInterfaces[name] = n
-	}
-	return out
 }

@@ -3,13 +3,17 @@ package openapi_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/getkin/kin-openapi/openapi3"
@@ -31,33 +35,96 @@ var accounts = []static.Account{
 	{User: identity.User{ID: 1, Username: "admin", Admin: true}, Token: "admin-token"},
 }
 
+// provider is an identity provider whose tokens may have claims behind a semicolon: "alice-token;exp=1", "alice-token;aud=shop".
+type provider struct{ *static.Provider }
+
+func (p provider) Authenticate(ctx context.Context, token string) (identity.User, error) {
+	token, claim, _ := strings.Cut(token, ";")
+	user, err := p.Provider.Authenticate(ctx, token)
+	name, value, _ := strings.Cut(claim, "=")
+	switch {
+	case err != nil:
+		return identity.User{}, err
+	case name == "aud" && value != "webspaced":
+		return identity.User{}, fmt.Errorf("the token is for %q: %w", value, errdefs.ErrUnauthenticated)
+	case name == "exp":
+		seconds, err := strconv.ParseInt(value, 10, 64)
+		if user.Expires = time.Unix(seconds, 0); err != nil || user.Expires.Before(time.Now()) {
+			return identity.User{}, fmt.Errorf("the token has expired: %w", errdefs.ErrUnauthenticated)
+		}
+	}
+	return user, nil
+}
+
 // api is the API over a Manager over a fake runtime. Its answers are held against the document.
 type api struct {
 	http.Handler
 	manager *webspace.Manager
+	server  *openapi.Server
 	router  routers.Router
 	log     *lockedBuffer
 }
 
 func newAPI(t testing.TB, opts *runtimetest.FakeOptions) *api {
 	t.Helper()
-	users, err := static.New(accounts)
-	require.NoError(t, err)
 	runtime := runtimetest.NewFake(opts)
 	t.Cleanup(func() { require.NoError(t, runtime.Close()) })
+	return newAPIOn(t, runtime, nil)
+}
+
+// newAPIOn has a Manager to which every instance that runs is ready and every domain its user's.
+func newAPIOn(t testing.TB, runtime webspace.Runtime, opts *openapi.Options) *api {
+	t.Helper()
+	users := newUsers(t)
 	a := &api{router: newRouter(t), log: new(lockedBuffer)}
 	log := slog.New(slog.NewTextHandler(a.log, nil))
-	a.manager, err = webspace.NewManager(runtime, users, "localhost", &webspace.Options{Logger: log})
+	var err error
+	a.manager, err = webspace.NewManager(runtime, users, "localhost", &webspace.Options{
+		Logger: log, Defaults: webspace.Config{HTTPPort: 8080}, StopGrace: time.Second,
+		Probe: func(context.Context, netip.AddrPort) error { return nil },
+		VerifyDomain: func(_ context.Context, _ identity.UserID, domain string) error {
+			if strings.HasPrefix(domain, "unproven.") {
+				return fmt.Errorf("domain %s has no TXT record: %w", domain, errdefs.ErrInvalidArgument)
+			}
+			return nil
+		},
+		MaxDomains: 3, Ports: webspace.PortRange{First: 60000, Last: 60004, Max: 3},
+	})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = a.manager.Run(ctx) })
-	t.Cleanup(func() { cancel(); wg.Wait(); require.NoError(t, a.manager.Close()) })
-	a.Handler = openapi.NewServer(a.manager, users, users, &openapi.Options{Logger: log})
+	if opts == nil {
+		opts = &openapi.Options{Limits: openapi.Limits{Rate: -1, ExpensiveRate: -1}}
+	}
+	opts.Logger = log
+	server := openapi.NewServer(a.manager, users, users, opts)
+	a.Handler, a.server = server, server
+	t.Cleanup(func() {
+		require.NoError(t, server.Shutdown(context.Background()))
+		cancel()
+		wg.Wait()
+		require.NoError(t, a.manager.Close())
+	})
 	return a
 }
 
+func newUsers(t testing.TB) provider {
+	t.Helper()
+	users, err := static.New(accounts)
+	require.NoError(t, err)
+	return provider{users}
+}
+
+// The validator of answers reads pages and streams as they are.
+var plainBodies = sync.OnceFunc(func() {
+	for _, kind := range []string{"text/html", "text/event-stream"} {
+		openapi3filter.RegisterBodyDecoder(kind, openapi3filter.RegisteredBodyDecoder("text/plain"))
+	}
+})
+
 func newRouter(t testing.TB) routers.Router {
+	plainBodies()
 	doc, err := openapi3.NewLoader().LoadFromData(openapi.Document())
 	require.NoError(t, err)
 	require.NoError(t, doc.Validate(context.Background()))
@@ -66,11 +133,21 @@ func newRouter(t testing.TB) routers.Router {
 	return router
 }
 
+// leaving is a client that goes away as soon as a stream begins.
+type leaving struct {
+	*httptest.ResponseRecorder
+	leave func()
+}
+
+func (l leaving) Flush() { l.ResponseRecorder.Flush(); l.leave() }
+
 // do sends a request as it is, and holds the answer against the document if the document knows the operation.
 func (a *api) do(t testing.TB, req *http.Request) *http.Response {
 	t.Helper()
 	rec := httptest.NewRecorder()
-	a.ServeHTTP(rec, req)
+	ctx, leave := context.WithCancel(req.Context())
+	defer leave()
+	a.ServeHTTP(leaving{rec, leave}, req.WithContext(ctx))
 	resp := rec.Result()
 	body := rec.Body.Bytes()
 	if resp.StatusCode >= 400 {
@@ -173,8 +250,8 @@ func TestLife(t *testing.T) {
 	require.Equal(t, http.StatusCreated, created.StatusCode())
 	require.EqualValues(t, 1000, created.JSON201.User)
 	require.Equal(t, 3.0, *created.JSON201.Config.StartupDelay)
-	require.Equal(t, 80, *created.JSON201.Config.HTTPPort)
-	require.JSONEq(t, `{"user":1000,"config":{"startupDelay":3,"httpPort":80,"sniPassthrough":false},"domains":[],"ports":{}}`, string(created.Body))
+	require.Equal(t, 8080, *created.JSON201.Config.HTTPPort)
+	require.JSONEq(t, `{"user":1000,"config":{"startupDelay":3,"httpPort":8080,"sniPassthrough":false},"domains":[],"ports":{}}`, string(created.Body))
 	_, err = alice.CreateWebspaceWithResponse(ctx, "alice", openapi.InitRequest{Image: "hello"})
 	require.True(t, errdefs.IsAlreadyExists(err), "%v", err)
 
@@ -196,15 +273,15 @@ func TestLife(t *testing.T) {
 	_, err = alice.RebootWithResponse(ctx, "self")
 	require.NoError(t, err)
 
-	port, large := 8080, 1e300
+	port, large := 8081, 1e300
 	old, err := alice.UpdateConfigWithResponse(ctx, "self", openapi.Config{HTTPPort: &port})
 	require.NoError(t, err)
-	require.Equal(t, 80, *old.JSON200.HTTPPort, "the old values")
+	require.Equal(t, 8080, *old.JSON200.HTTPPort, "the old values")
 	_, err = alice.UpdateConfigWithResponse(ctx, "self", openapi.Config{StartupDelay: &large})
 	require.True(t, errdefs.IsInvalidArgument(err), "%v", err)
 	config, err := admin.GetConfigWithResponse(ctx, "alice")
 	require.NoError(t, err)
-	require.Equal(t, 8080, *config.JSON200.HTTPPort)
+	require.Equal(t, 8081, *config.JSON200.HTTPPort)
 	require.Equal(t, 3.0, *config.JSON200.StartupDelay, "what is not given stays")
 
 	_, err = admin.ShutdownWithResponse(ctx, "alice")

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/getkin/kin-openapi/openapi3"
@@ -23,13 +25,14 @@ const maxBody = 64 << 10
 // requestChecker holds requests against the document: who asks, and what with.
 type requestChecker struct {
 	gate   *access.Gate
+	limits *limiter
 	fail   func(http.ResponseWriter, *http.Request, error)
 	routes map[string]*routers.Route // by the pattern of the mux
 }
 
-func newRequestChecker(gate *access.Gate, fail func(http.ResponseWriter, *http.Request, error)) *requestChecker {
+func newRequestChecker(gate *access.Gate, limits *limiter, fail func(http.ResponseWriter, *http.Request, error)) *requestChecker {
 	doc := parseDocument()
-	c := &requestChecker{gate, fail, make(map[string]*routers.Route)}
+	c := &requestChecker{gate, limits, fail, make(map[string]*routers.Route)}
 	for path, item := range doc.Paths.Map() {
 		for method, op := range item.Operations() {
 			if op.Security == nil {
@@ -50,6 +53,7 @@ func (c *requestChecker) middleware(next http.Handler) http.Handler {
 			return
 		}
 		// Who asks comes first: nobody without a token is told more than that.
+		who := visitor(r.RemoteAddr)
 		if len(*route.Operation.Security) > 0 {
 			ctx, err := c.authenticate(r)
 			if err != nil {
@@ -57,12 +61,23 @@ func (c *requestChecker) middleware(next http.Handler) http.Handler {
 				return
 			}
 			r = r.WithContext(ctx)
+			actor := access.Actor(ctx)
+			callOf(r).user = actor
+			who = actor.ID.String()
+		}
+		if !slices.Contains(route.Operation.Tags, "server") {
+			if err := c.limits.take(who, route.Operation.OperationID); err != nil {
+				c.fail(w, r, err)
+				return
+			}
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		if err := check(r, route); err != nil {
 			c.fail(w, r, err)
 			return
 		}
+		// The request has been read. A deadline for reading would end its context, however long the answer may take.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 		next.ServeHTTP(w, r)
 	})
 }
@@ -112,8 +127,8 @@ func check(r *http.Request, route *routers.Route) error {
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return statusError{fmt.Errorf("the body has more than %d bytes: %w", maxBody, errdefs.ErrInvalidArgument), http.StatusRequestEntityTooLarge}
 	}
-	if e, ok := errors.AsType[*openapi3filter.RequestError](err); ok && e.Parameter != nil && e.Parameter.In == openapi3.ParameterInPath {
-		// Nothing is called what nothing can be called.
+	if e, ok := errors.AsType[*openapi3filter.RequestError](err); ok && e.Parameter != nil && e.Parameter.Name == "username" {
+		// Nobody is called what nobody can be called.
 		return fmt.Errorf("no such %s: %w", e.Parameter.Name, errdefs.ErrNotFound)
 	}
 	return fmt.Errorf("%s: %w", describe(err), errdefs.ErrInvalidArgument)
@@ -122,11 +137,11 @@ func check(r *http.Request, route *routers.Route) error {
 // describe says what is wrong with a request without repeating it: the field or parameter, and the reason. An error
 // comes from the document's validator or, for what only shows there (a port 8e1), from decoding the body.
 func describe(err error) string {
-	where := "the request"
+	where, what := "the request", "missing, or not JSON"
 	if e, ok := errors.AsType[*openapi3filter.RequestError](err); ok {
 		where = "the body"
 		if e.Parameter != nil {
-			where = e.Parameter.Name
+			where, what = e.Parameter.Name, "this value has no place here"
 		}
 	}
 	if e, ok := errors.AsType[*openapi3.SchemaError](err); ok {
@@ -138,5 +153,5 @@ func describe(err error) string {
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && e.Field != "" {
 		return e.Field + ": this value has no place here"
 	}
-	return where + ": missing, or not JSON"
+	return where + ": " + what
 }

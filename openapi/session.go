@@ -20,11 +20,16 @@ import (
 // soon. An error is answered as a problem, so one is only returned before anything was written.
 type rawHandler func(w http.ResponseWriter, r *http.Request, writer access.Writer) error
 
-// maxSessions bounds the sessions of one webspace.
-const maxSessions = 16
+const (
+	maxSessions = 16 // of one webspace
+	maxSession  = 12 * time.Hour
+)
 
-// errShutdown is why sessions end when the server does.
-var errShutdown = fmt.Errorf("the server is shutting down: %w", errdefs.ErrUnavailable)
+// Why sessions end.
+var (
+	errTooLong  = fmt.Errorf("it was open for %v: %w", maxSession, context.DeadlineExceeded)
+	errShutdown = fmt.Errorf("the server is shutting down: %w", errdefs.ErrUnavailable)
+)
 
 // sessions are the requests of raw handlers that are under way.
 type sessions struct {
@@ -57,6 +62,9 @@ func (s *sessions) handler(serve rawHandler) http.Handler {
 }
 
 func (s *sessions) serve(w http.ResponseWriter, r *http.Request, serve rawHandler) error {
+	if r.Method != http.MethodGet { // a mux takes HEAD for GET
+		return statusError{fmt.Errorf("%s is not a method here: %w", r.Method, errdefs.ErrInvalidArgument), http.StatusMethodNotAllowed}
+	}
 	writer, ctx, stop, err := s.gate.Session(r.Context(), r.PathValue("username"), s.recheck)
 	if err != nil {
 		return err
@@ -67,6 +75,8 @@ func (s *sessions) serve(w http.ResponseWriter, r *http.Request, serve rawHandle
 		return err
 	}
 	defer leave()
+	ctx, cancel := context.WithTimeoutCause(ctx, maxSession, errTooLong)
+	defer cancel()
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	defer context.AfterFunc(s.ctx, func() { end(context.Cause(s.ctx)) })()

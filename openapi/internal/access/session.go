@@ -2,14 +2,17 @@ package access
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 )
 
+var errExpired = fmt.Errorf("the token has expired: %w", errdefs.ErrUnauthenticated)
+
 // Session is [Gate.Write] for as long as the actor may: the context that it returns is done, with the reason as its
-// cause, when ctx is, when the actor's token has expired or was revoked, or when the actor may no longer reach this
+// cause, when ctx is, when the actor's token expires or is revoked, or when the actor may no longer reach this
 // webspace. The identity provider is asked anew each interval; while it is out of reach nothing changes.
 //
 // stop ends the session and waits for what belongs to it. It has to be called once.
@@ -24,9 +27,18 @@ func (g *Gate) Session(ctx context.Context, username string, interval time.Durat
 	wg.Go(func() {
 		tick := time.NewTicker(interval)
 		defer tick.Stop()
+		var expired <-chan time.Time
+		if at := from.user.Expires; !at.IsZero() {
+			timer := time.NewTimer(time.Until(at))
+			defer timer.Stop()
+			expired = timer.C
+		}
 		for {
 			select {
 			case <-session.Done():
+				return
+			case <-expired:
+				end(errExpired)
 				return
 			case <-tick.C:
 			}
