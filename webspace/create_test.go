@@ -51,7 +51,7 @@ func TestCreate(t *testing.T) {
 			require.True(t, errdefs.IsInvalidArgument(err), user.Username)
 		}
 		for _, req := range []webspace.CreateRequest{
-			{}, {Image: "../x"}, {Image: "a b"}, {Image: "a?project=b"}, {Image: "a\x00"}, {Image: "é"}, {Image: "hello", SSH: true}, {Image: "hello", Password: "x"},
+			{}, {Image: "../x"}, {Image: "a b"}, {Image: "a?project=b"}, {Image: "a\x00"}, {Image: "é"}, {Image: "hello", SSH: true}, {Image: "hello", Password: "x\ny"},
 		} {
 			_, err := w.Create(t.Context(), w.user(1001), req)
 			require.True(t, errdefs.IsInvalidArgument(err), req.Image)

@@ -17,6 +17,11 @@ import (
 // Create makes a webspace for a user, stopped. AlreadyExists if there is one; NotFound if there is no such image;
 // InvalidArgument if the request or the user's name will not do. A creation that failed or was killed half-way leaves
 // nothing that the next one does not clean up.
+//
+// With a password or an SSH server it takes as long as that does in the instance, at most [Options.SetupTimeout]; nobody
+// has an address at the webspace until all is done. InvalidArgument: the account has no SSH key, or the image no SSH
+// server and it is not known how to install one; FailedPrecondition: it did not work, and the error has the end of what
+// was printed; NotImplemented: the runtime is not [Isolated].
 func (m *Manager) Create(ctx context.Context, user identity.User, req CreateRequest) (Webspace, error) {
 	if user.ID <= 0 {
 		return Webspace{}, invalid("user ID %d is not positive", user.ID)
@@ -26,6 +31,10 @@ func (m *Manager) Create(ctx context.Context, user identity.User, req CreateRequ
 		return Webspace{}, err
 	}
 	if err := req.validate(); err != nil {
+		return Webspace{}, err
+	}
+	setup, err := m.newSetup(ctx, user, req)
+	if err != nil {
 		return Webspace{}, err
 	}
 	if err := m.awaitSync(ctx); err != nil {
@@ -48,6 +57,14 @@ func (m *Manager) Create(ctx context.Context, user identity.User, req CreateRequ
 	}
 
 	r := record{Webspace: Webspace{User: user.ID, Config: m.opts.Defaults, Ports: map[int]int{}}, Instance: name, Creating: true}
+	if setup.ssh {
+		port, release, ok := m.index.reservePort(m.opts.Ports.First, m.opts.Ports.Last)
+		if !ok {
+			return Webspace{}, errNoPort
+		}
+		defer release()
+		r.Ports[port] = sshPort
+	}
 	data, err := r.encode()
 	if err != nil {
 		return Webspace{}, err
@@ -57,6 +74,13 @@ func (m *Manager) Create(ctx context.Context, user identity.User, req CreateRequ
 			m.discard(ctx, user.ID, name)
 		}
 		return Webspace{}, fmt.Errorf("create webspace of user %d: %w", user.ID, err)
+	}
+	if !setup.empty() {
+		if err := m.setUp(ctx, name, setup); err != nil {
+			m.log.Warn("creation failed", "webspace", name, "user", user.Username, "image", req.Image, "error", err)
+			m.discard(ctx, user.ID, name)
+			return Webspace{}, fmt.Errorf("create webspace of user %d: %w", user.ID, err)
+		}
 	}
 	r.Creating = false
 	if data, err = r.encode(); err == nil {

@@ -29,6 +29,7 @@ type Manager struct {
 	reads       locks[string] // one refresh at a time, so that two do not find each other's reading stale for ever
 	activations *flights[proxy.Target, struct{}]
 	boots       chan struct{} // one value for each boot under way
+	setups      chan struct{} // one value for each creation that is at work in its instance
 
 	queue  *queue // to be reconciled
 	probes *queue // to be probed, because nobody knows whether they are ready
@@ -57,6 +58,7 @@ func NewManager(runtime Runtime, directory identity.Directory, domain string, op
 		index:       newIndex(),
 		activations: newFlights[proxy.Target, struct{}](),
 		boots:       make(chan struct{}, o.Boots),
+		setups:      make(chan struct{}, o.Boots),
 		queue:       newQueue(100*time.Millisecond, 5*time.Millisecond, 30*time.Second),
 		probes:      newQueue(100*time.Millisecond, time.Second, time.Second),
 		resync:      make(chan struct{}, 1),

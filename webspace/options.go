@@ -39,7 +39,7 @@ type Options struct {
 	// Settle is how long a reverse proxy may take to follow a changed route [3 s; negative: none].
 	Settle time.Duration
 
-	// Boots is how many webspaces boot at a time [4].
+	// Boots is how many webspaces boot at a time, and how many are set up by their creation at a time [4].
 	Boots int
 	// StartTimeout bounds the runtime's start of an instance [60 s].
 	StartTimeout time.Duration
@@ -52,6 +52,8 @@ type Options struct {
 	Drain time.Duration
 	// ShellTimeout bounds [Manager.Shell], with the start of the webspace if there is one [5 min].
 	ShellTimeout time.Duration
+	// SetupTimeout bounds what a creation with a password or an SSH server does in the instance [10 min].
+	SetupTimeout time.Duration
 	// Probe reports whether an endpoint takes connections; it is called until it succeeds, and bounds itself. The
 	// default connects by TCP.
 	Probe func(ctx context.Context, at netip.AddrPort) error
@@ -90,6 +92,7 @@ func (o Options) withDefaults(watched bool) Options {
 	set(&o.StopGrace, 30*time.Second)
 	set(&o.Drain, 5*time.Second)
 	set(&o.ShellTimeout, 5*time.Minute)
+	set(&o.SetupTimeout, 10*time.Minute)
 	set(&o.Ports.First, 49152)
 	set(&o.Ports.Last, 65535)
 	set(&o.Ports.Max, 64)

@@ -168,7 +168,7 @@ func (m *Manager) AddPort(ctx context.Context, id identity.UserID, external, int
 	case !ok && external != 0:
 		return 0, fmt.Errorf("external port %d is used by a webspace: %w", external, errdefs.ErrAlreadyExists)
 	case !ok:
-		return 0, fmt.Errorf("no external port is free: %w", errdefs.ErrResourceExhausted)
+		return 0, errNoPort
 	}
 	defer release()
 	return port, m.modify(ctx, id, func(r *record) error {
@@ -182,6 +182,8 @@ func (m *Manager) AddPort(ctx context.Context, id identity.UserID, external, int
 		return nil
 	})
 }
+
+var errNoPort = fmt.Errorf("no external port is free: %w", errdefs.ErrResourceExhausted)
 
 // RemovePort removes a port forward. NotFound if the webspace does not have it.
 func (m *Manager) RemovePort(ctx context.Context, id identity.UserID, external int) error {

@@ -95,8 +95,8 @@ func validPort(port int) bool { return port >= 1 && port <= 65535 }
 // CreateRequest says what a new webspace is made of.
 type CreateRequest struct {
 	Image    string // alias or fingerprint
-	Password string // root's; empty: none is set
-	SSH      bool   // install an SSH server with the account's keys and forward a port to it
+	Password string // root's, at most 256 bytes without control characters; empty: none is set
+	SSH      bool   // install an SSH server with the account's keys, unless there is one, and forward a port to it
 }
 
 func (r CreateRequest) validate() error {
@@ -112,13 +112,7 @@ func (r CreateRequest) validate() error {
 	if strings.Contains(r.Image, "..") {
 		return invalid(`image: ".." is not allowed in a name`)
 	}
-	if r.Password != "" {
-		return invalid("password: setting one is not supported yet")
-	}
-	if r.SSH {
-		return invalid("ssh: installing an SSH server is not supported yet")
-	}
-	return nil
+	return validatePassword(r.Password)
 }
 
 // Label returns the DNS label for a username: its one spelling in host names. Only letters, digits and hyphens of ASCII

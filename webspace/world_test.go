@@ -30,6 +30,7 @@ type world struct {
 	t        testing.TB
 	opts     webspace.Options
 	runtime  *runtimetest.Fake
+	wrap     func(*runtimetest.Fake) webspace.Runtime // what the Manager gets in its place; nil: itself
 	provider *providertest.Fake
 	users    *people
 	stop     func()
@@ -64,7 +65,11 @@ func newWorld(t testing.TB, change func(w *world, f *runtimetest.FakeOptions)) *
 
 // start makes the Manager and runs it, as a new daemon would.
 func (w *world) start() {
-	m, err := webspace.NewManager(w.runtime, w.users, "example.test", &w.opts)
+	var runtime webspace.Runtime = w.runtime
+	if w.wrap != nil {
+		runtime = w.wrap(w.runtime)
+	}
+	m, err := webspace.NewManager(runtime, w.users, "example.test", &w.opts)
 	require.NoError(w.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
