@@ -13,8 +13,8 @@ const maxAnswer = 64 << 10
 
 // ConnectOptions are the options of [Connect]. The zero value of each is its default.
 type ConnectOptions struct {
-	// HTTPClient sends the requests. The default is a client of its own that gives up after 5 minutes: creating a
-	// webspace may take a while.
+	// HTTPClient sends the requests. The default is a client of its own that gives up after 6 minutes: creating a
+	// webspace and running a command may take a while.
 	HTTPClient *http.Client
 }
 
@@ -24,7 +24,7 @@ type ConnectOptions struct {
 // Every method returns an error for an answer that is not a success: an [*Error] of the class that the server meant. The
 // fields of a response for other statuses are therefore never set.
 func Connect(server, token string, opts *ConnectOptions) (*ClientWithResponses, error) {
-	client := &http.Client{Timeout: 5 * time.Minute}
+	client := &http.Client{Timeout: 6 * time.Minute}
 	if opts != nil && opts.HTTPClient != nil {
 		client = opts.HTTPClient
 	}

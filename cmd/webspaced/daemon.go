@@ -47,8 +47,8 @@ func (d *daemon) run(ctx context.Context) error {
 		Handler:           d.api,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       30 * time.Second,
-		// Requests such as stop wait for the reverse proxy and for the instance.
-		WriteTimeout:   5 * time.Minute,
+		// A command may take 5 minutes.
+		WriteTimeout:   6 * time.Minute,
 		IdleTimeout:    2 * time.Minute,
 		MaxHeaderBytes: 32 << 10,
 		ErrorLog:       slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),

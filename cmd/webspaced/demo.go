@@ -85,7 +85,7 @@ func demo(ctx context.Context, out, logs io.Writer, f demoFlags) (err error) {
 		return err
 	}
 	const prefix = "demo-"
-	d.manager, err = webspace.NewManager(rt, users, "localhost", &webspace.Options{
+	d.manager, err = webspace.NewManager(rt.Runtime, users, "localhost", &webspace.Options{
 		Prefix: prefix, Defaults: webspace.Config{HTTPPort: rt.port}, StopGrace: 5 * time.Second, Logger: log,
 	})
 	if err != nil {
