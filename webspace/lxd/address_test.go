@@ -72,6 +72,36 @@ func TestUnpinned(t *testing.T) {
 	})
 }
 
+// TestCopied has somebody copy an instance, and its pinned address with it. Both start, each where nobody else is.
+func TestCopied(t *testing.T) {
+	onEngine(t, func(t *testing.T, e *testbed.Engine) {
+		r := connect(t, e, nil)
+		original, dup := "original-"+e.Name, "copy-"+e.Name
+		create(t, e, r, original, e.Image)
+		t.Cleanup(func() { e.Delete(t, dup) })
+		before, err := r.Get(t.Context(), original)
+		require.NoError(t, err)
+		e.Run(t, "copy", original, dup)
+		require.NoError(t, r.SetRecord(t.Context(), original, []byte("1"), ""))
+		require.NoError(t, r.Start(t.Context(), original))
+		first, err := r.Get(t.Context(), original)
+		require.NoError(t, err)
+		require.NotEqual(t, before.Address, first.Address)
+		require.Equal(t, first.Address, e.Address(t, original))
+		require.Equal(t, "1", string(first.Record))
+		require.NoError(t, r.SetRecord(t.Context(), original, []byte("2"), ""))
+
+		require.NoError(t, r.Start(t.Context(), dup))
+		second, err := r.Get(t.Context(), dup)
+		require.NoError(t, err)
+		require.Equal(t, before.Address, second.Address, "it is free by now")
+		require.NoError(t, r.Restart(t.Context(), original, 0))
+		again, err := r.Get(t.Context(), original)
+		require.NoError(t, err)
+		require.Equal(t, first.Address, again.Address)
+	})
+}
+
 // TestConcurrentCreates has two programs create instances at the same time.
 func TestConcurrentCreates(t *testing.T) {
 	onEngine(t, func(t *testing.T, e *testbed.Engine) {

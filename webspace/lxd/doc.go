@@ -29,6 +29,9 @@
 // server hands it out. Addresses outside the network's ipv4.dhcp.ranges are preferred, if it has any. Of an instance that
 // was made by others and has no pinned address, the DHCP lease of the NIC's MAC counts. What a guest says does not.
 //
+// A copy that is made with the engine's own tools has the pinned address of its original, and the engine then starts neither:
+// Start gives the instance that it starts a new one.
+//
 // # Records
 //
 // The record is the instance's user._webspaced. It has to be UTF-8 text, and root in the guest can read it.

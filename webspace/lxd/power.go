@@ -22,7 +22,7 @@ func (r *Runtime) Start(ctx context.Context, name string) error {
 		return err
 	}
 	return retry(ctx, busyLimit, func() error {
-		err := r.setState(ctx, name, r.opts.StartTimeout, api.InstanceStatePut{Action: "start", Timeout: -1})
+		err := r.start(ctx, name)
 		if !errors.Is(err, errAlready) {
 			return err
 		}
