@@ -12,26 +12,46 @@ import (
 	"github.com/netsoc/webspaced/identity"
 )
 
-// Exec runs a command in a webspace, which is started if need be. See [Execer].
+// Exec runs a command in a webspace, which is started if need be. See [Execer]. NotImplemented: the runtime runs no
+// commands.
 func (m *Manager) Exec(ctx context.Context, id identity.UserID, opts ExecOptions) (exitCode int, err error) {
 	execer, ok := m.runtime.(Execer)
 	if !ok {
 		return 0, fmt.Errorf("this runtime runs no commands: %w", errdefs.ErrNotImplemented)
 	}
+	err = m.whileUp(ctx, id, func(name string) error {
+		exitCode, err = execer.Exec(ctx, name, opts)
+		return err
+	})
+	return exitCode, err
+}
+
+// Console attaches to the console of a webspace, which is started if need be. See [Consoler]. NotImplemented: the
+// runtime has no consoles.
+func (m *Manager) Console(ctx context.Context, id identity.UserID, opts ConsoleOptions) error {
+	consoler, ok := m.runtime.(Consoler)
+	if !ok {
+		return fmt.Errorf("this runtime has no consoles: %w", errdefs.ErrNotImplemented)
+	}
+	return m.whileUp(ctx, id, func(name string) error { return consoler.Console(ctx, name, opts) })
+}
+
+// whileUp does something that needs a running instance.
+func (m *Manager) whileUp(ctx context.Context, id identity.UserID, do func(name string) error) error {
 	for attempt := 0; ; attempt++ {
 		name, err := m.ensureUp(ctx, id)
 		if err != nil {
-			return 0, err
+			return err
 		}
-		code, err := execer.Exec(ctx, name, opts)
-		// It was stopped in between: that is decided before the command or its input is touched.
+		err = do(name)
+		// It was stopped in between: that is decided before a command or its input is touched.
 		if attempt == 0 && errdefs.IsFailedPrecondition(err) {
 			continue
 		}
 		if errdefs.IsNotFound(err) {
 			err = m.wrap(id, err)
 		}
-		return code, err
+		return err
 	}
 }
 

@@ -52,7 +52,8 @@ type CreateOptions struct {
 // deleted. Errors are classes of github.com/containerd/errdefs. Besides those named below, each method may return
 // Unavailable (the engine could not be reached or asked) and Conflict (the instance is busy; try again).
 //
-// Optional powers are interfaces of their own: [Watcher], [Imager], [Execer], [Logger].
+// Optional powers are interfaces of their own: [Watcher], [Imager], [Execer],
+// [Consoler], [Logger].
 // runtimetest.Run is the conformance suite.
 type Runtime interface {
 	// List returns the instances whose names begin with prefix, in any order. It is all or nothing: an error rather
@@ -183,6 +184,29 @@ type Execer interface {
 	// written. When ctx ends, the command is killed. NotFound if there is no such instance, FailedPrecondition if it
 	// does not run. A command that can not be found or executed ends with exit code 126 or 127, as in a shell.
 	Exec(ctx context.Context, name string, opts ExecOptions) (exitCode int, err error)
+}
+
+// ConsoleOptions say what an instance's console is attached to.
+type ConsoleOptions struct {
+	// Stdin is what is typed. It is read until it ends, after which nothing more is typed; nil: nothing is. It is not
+	// closed, and a Read that is under way when Console returns is not waited for.
+	Stdin io.Reader
+	// Stdout gets what the instance prints from now on. It is not closed. nil: discarded.
+	Stdout io.Writer
+	// Terminal is the size of the console, which not every engine passes on; its Signal is not used. nil: the console
+	// keeps its size.
+	Terminal *Terminal
+}
+
+// Consoler is a [Runtime] that can attach to the console of an instance: where it prints while it boots, and where a
+// login may wait. A runtime whose instances do not listen there discards what is typed.
+type Consoler interface {
+	// Console attaches to the console of a running instance until the instance stops (nil), ctx ends, or Stdout fails
+	// (its error). What runs on the console goes on in any case, and the console can be attached to again. NotFound if
+	// there is no such instance, FailedPrecondition if it does not run, Conflict if the engine lets only one attach to
+	// a console and somebody has.
+	// After FailedPrecondition nothing of Stdin has been read.
+	Console(ctx context.Context, name string, opts ConsoleOptions) error
 }
 
 // Logger is a [Runtime] that keeps what an instance prints on its console.

@@ -68,9 +68,10 @@ func TestRuntime(t *testing.T) {
 	runtimetest.Run(t, runtimetest.Harness{
 		New:     func(t *testing.T) webspace.Runtime { return open(t, t.TempDir(), nil) },
 		Image:   "hello",
-		Watcher: true, Imager: true, Execer: true, Logger: true,
-		Prints: true,
-		Users:  os.Geteuid() == 0,
+		Watcher: true, Imager: true, Execer: true, Consoler: true, Logger: true,
+		Console: "$WEBSPACE_DIRECTORY/console.log",
+		Prints:  true,
+		Users:   os.Geteuid() == 0,
 	})
 }
 

@@ -94,25 +94,9 @@ type session struct {
 
 // connect connects all streams. The engine starts the command with the last one.
 func (s *session) connect(ctx context.Context, opts webspace.ExecOptions, timeout time.Duration) error {
-	control, err := s.dial(ctx, "control")
-	if err != nil {
+	if err := s.control(ctx, opts.Terminal, timeout); err != nil {
 		return err
 	}
-	wait := keepAlive(ctx, control, timeout, func() {})
-	s.tasks.Go(wait)
-	s.tasks.Go(func() {
-		for {
-			if _, _, err := control.NextReader(); err != nil {
-				// It is closed when the command has ended, but silent only when the engine is gone.
-				if failure, ok := errors.AsType[net.Error](err); ok && failure.Timeout() {
-					s.end(fmt.Errorf("no answer within %v: %w", timeout, errdefs.ErrUnavailable))
-				}
-				return
-			}
-		}
-	})
-	s.tasks.Go(func() { s.steer(ctx, control, opts.Terminal) })
-
 	in, err := s.dial(ctx, "0")
 	if err != nil {
 		return err
@@ -142,6 +126,29 @@ func (s *session) connect(ctx context.Context, opts webspace.ExecOptions, timeou
 	case opts.Terminal == nil:
 		in.WriteMessage(websocket.TextMessage, nil)
 	}
+	return nil
+}
+
+// control connects the stream that says what happens to the terminal, and by whose loss the engine knows that we are gone.
+func (s *session) control(ctx context.Context, terminal *webspace.Terminal, timeout time.Duration) error {
+	control, err := s.dial(ctx, "control")
+	if err != nil {
+		return err
+	}
+	wait := keepAlive(ctx, control, timeout, func() {})
+	s.tasks.Go(wait)
+	s.tasks.Go(func() {
+		for {
+			if _, _, err := control.NextReader(); err != nil {
+				// It is closed when the command has ended, but silent only when the engine is gone.
+				if failure, ok := errors.AsType[net.Error](err); ok && failure.Timeout() {
+					s.end(fmt.Errorf("no answer within %v: %w", timeout, errdefs.ErrUnavailable))
+				}
+				return
+			}
+		}
+	})
+	s.tasks.Go(func() { s.steer(ctx, control, terminal) })
 	return nil
 }
 

@@ -43,9 +43,10 @@ func TestSuite(t *testing.T) {
 			New:     func(t *testing.T) webspace.Runtime { return connect(t, e, nil) },
 			Image:   "suite",
 			Prefix:  "rt-" + e.Name + "-",
-			Watcher: true, Imager: true, Execer: true, Logger: true,
-			Prints: true,
-			Users:  true,
+			Watcher: true, Imager: true, Execer: true, Consoler: true, Logger: true,
+			Listens: true,
+			Prints:  true,
+			Users:   true,
 		})
 	})
 }

@@ -38,6 +38,7 @@ type broken struct {
 	state     func(ctx context.Context, name string) (webspace.State, error)
 	watch     func(ctx context.Context, notify func(webspace.Event)) error
 	exec      func(ctx context.Context, name string, opts webspace.ExecOptions) (int, error)
+	console   func(ctx context.Context, name string, opts webspace.ConsoleOptions) error
 	log       func(ctx context.Context, name string, limit int64) ([]byte, error)
 	clearLog  func(ctx context.Context, name string) error
 	images    func(ctx context.Context) ([]webspace.Image, error)
@@ -72,6 +73,9 @@ func (b *broken) Watch(ctx context.Context, notify func(webspace.Event)) error {
 func (b *broken) Exec(ctx context.Context, name string, opts webspace.ExecOptions) (int, error) {
 	return b.exec(ctx, name, opts)
 }
+func (b *broken) Console(ctx context.Context, name string, opts webspace.ConsoleOptions) error {
+	return b.console(ctx, name, opts)
+}
 func (b *broken) Log(ctx context.Context, name string, limit int64) ([]byte, error) {
 	return b.log(ctx, name, limit)
 }
@@ -84,8 +88,8 @@ func (b *broken) Images(ctx context.Context) ([]webspace.Image, error) {
 func whole(f *runtimetest.Fake) *broken {
 	return &broken{
 		Fake: f, list: f.List, get: f.Get, create: f.Create, remove: f.Delete, start: f.Start, stop: f.Stop,
-		restart: f.Restart, setRecord: f.SetRecord, state: f.State, watch: f.Watch, exec: f.Exec, log: f.Log,
-		clearLog: f.ClearLog, images: f.Images,
+		restart: f.Restart, setRecord: f.SetRecord, state: f.State, watch: f.Watch, exec: f.Exec, console: f.Console,
+		log: f.Log, clearLog: f.ClearLog, images: f.Images,
 	}
 }
 
@@ -467,6 +471,57 @@ var defects = map[string]defect{
 	"no resize":   {"ExecTerminal", execWith(func(opts *webspace.ExecOptions) { opts.Terminal.Resize = nil })},
 	"no signal":   {"ExecSignal", execWith(func(opts *webspace.ExecOptions) { opts.Terminal.Signal = nil })},
 
+	"console silent": {"ConsoleOutput", consoleWith(func(opts *webspace.ConsoleOptions) { opts.Stdout = nil })},
+	"console attached for ever": {"ConsoleOutput", func(b *broken, f *runtimetest.Fake) {
+		var taken atomic.Bool
+		b.console = func(ctx context.Context, name string, opts webspace.ConsoleOptions) error {
+			if taken.Swap(true) {
+				return errdefs.ErrConflict
+			}
+			return f.Console(ctx, name, opts)
+		}
+	}},
+	"console ends with the input": {"ConsoleOutput", func(b *broken, f *runtimetest.Fake) {
+		b.console = func(ctx context.Context, name string, opts webspace.ConsoleOptions) error {
+			if opts.Stdin != nil {
+				return nil
+			}
+			return f.Console(ctx, name, opts)
+		}
+	}},
+	"nothing typed": {"ConsoleInput", consoleWith(func(opts *webspace.ConsoleOptions) { opts.Stdin = nil })},
+	"console of a size": {"ConsoleInput", consoleWith(func(opts *webspace.ConsoleOptions) {
+		if opts.Terminal != nil {
+			opts.Terminal.Resize = nil
+		}
+	})},
+	"console starts": {"ConsoleStopped", func(b *broken, f *runtimetest.Fake) {
+		b.console = func(ctx context.Context, name string, opts webspace.ConsoleOptions) error {
+			if err := f.Start(ctx, name); err != nil {
+				return err
+			}
+			return f.Console(ctx, name, opts)
+		}
+	}},
+	"console outlives its instance": {"ConsoleStopped", func(b *broken, f *runtimetest.Fake) {
+		b.console = func(ctx context.Context, name string, opts webspace.ConsoleOptions) error {
+			err := f.Console(ctx, name, opts)
+			if err == nil {
+				<-ctx.Done()
+			}
+			return err
+		}
+	}},
+	"console error lost": {"ConsoleWriteError", func(b *broken, f *runtimetest.Fake) {
+		b.console = func(ctx context.Context, name string, opts webspace.ConsoleOptions) error {
+			err := f.Console(ctx, name, opts)
+			if ctx.Err() == nil && err != nil && !errdefs.IsFailedPrecondition(err) {
+				err = nil
+			}
+			return err
+		}
+	}},
+
 	"log without limit": {"Log", func(b *broken, f *runtimetest.Fake) {
 		b.log = func(ctx context.Context, name string, _ int64) ([]byte, error) { return f.Log(ctx, name, 1<<20) }
 	}},
@@ -505,6 +560,15 @@ func execWith(change func(*webspace.ExecOptions)) func(*broken, *runtimetest.Fak
 		b.exec = func(ctx context.Context, name string, opts webspace.ExecOptions) (int, error) {
 			change(&opts)
 			return f.Exec(ctx, name, opts)
+		}
+	}
+}
+
+func consoleWith(change func(*webspace.ConsoleOptions)) func(*broken, *runtimetest.Fake) {
+	return func(b *broken, f *runtimetest.Fake) {
+		b.console = func(ctx context.Context, name string, opts webspace.ConsoleOptions) error {
+			change(&opts)
+			return f.Console(ctx, name, opts)
 		}
 	}
 }

@@ -82,6 +82,7 @@ type fakeInstance struct {
 	down      chan struct{} // closed when a running instance stops
 	commands  int           // that run
 	log       []byte
+	consoles  map[*fakeConsole]bool
 }
 
 // flight is a start or stop that is under way.
@@ -97,6 +98,7 @@ var _ interface {
 	webspace.Watcher
 	webspace.Imager
 	webspace.Execer
+	webspace.Consoler
 	webspace.Logger
 } = (*Fake)(nil)
 
@@ -263,7 +265,7 @@ func (f *Fake) allocate() (netip.Addr, error) {
 }
 
 func (f *Fake) put(instance webspace.Instance) {
-	i := &fakeInstance{Instance: instance}
+	i := &fakeInstance{Instance: instance, consoles: map[*fakeConsole]bool{}}
 	i.Record = bytes.Clone(i.Record)
 	status := i.Status
 	if status == "" {
@@ -383,14 +385,6 @@ func (f *Fake) ClearLog(ctx context.Context, name string) error {
 		}
 		return err
 	})
-}
-
-// print adds a line to the console log, of which the last 64 KiB are kept.
-func (i *fakeInstance) print(format string, args ...any) {
-	i.log = fmt.Appendf(i.log, format+"\n", args...)
-	if over := len(i.log) - 64<<10; over > 0 {
-		i.log = bytes.Clone(i.log[over:])
-	}
 }
 
 // changed gives the instance a new revision and tells the watchers. As with a real engine a revision stands for more

@@ -189,8 +189,9 @@ func harness(wrap func(*runtimetest.Fake) webspace.Runtime) runtimetest.Harness 
 		},
 		Image:   "hello",
 		Timeout: 5 * time.Second,
-		Watcher: true, Imager: true, Execer: true, Logger: true,
-		Prints: true, Users: true,
+		Watcher: true, Imager: true, Execer: true, Consoler: true, Logger: true,
+		Listens: true,
+		Prints:  true, Users: true,
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 )
 
 // Exec implements [webspace.Execer]. Instances know these programs: "sh -c SCRIPT" where the script is commands with
-// plain words separated by semicolons, echo (with ">&2" as the last word if need be), cat, sleep SECONDS, yes, exit CODE,
+// plain words separated by semicolons, echo (with ">&2" or ">>/dev/console" as the last word if need be), cat, sleep SECONDS, yes, exit CODE,
 // true, false, pwd, "id -u", "stty size" and printenv NAME. Anything else is not found.
 func (f *Fake) Exec(ctx context.Context, name string, opts webspace.ExecOptions) (code int, err error) {
 	err = f.do(ctx, "Exec", name, func() error {
@@ -34,7 +34,7 @@ func (f *Fake) Exec(ctx context.Context, name string, opts webspace.ExecOptions)
 			return err
 		}
 		i.commands++
-		p := process{ExecOptions: opts, down: i.down}
+		p := process{ExecOptions: opts, down: i.down, print: f.printer(i)}
 		f.mu.Unlock()
 		defer func() {
 			f.mu.Lock()
@@ -70,7 +70,8 @@ func (f *Fake) Exec(ctx context.Context, name string, opts webspace.ExecOptions)
 type process struct {
 	webspace.ExecOptions
 	down   <-chan struct{}
-	killed chan struct{} // by a signal
+	print  func(line string) // on the console
+	killed chan struct{}     // by a signal
 
 	mu   sync.Mutex
 	size webspace.TerminalSize
@@ -121,6 +122,10 @@ func (p *process) run(ctx context.Context, argv []string) (int, error) {
 	out := p.Stdout
 	if n := len(args); n > 0 && args[n-1] == ">&2" {
 		args, out = args[:n-1], p.Stderr
+	}
+	if n := len(args); command == "echo" && n > 0 && args[n-1] == ">>/dev/console" {
+		p.print(strings.Join(args[:n-1], " "))
+		return 0, nil
 	}
 	line := strings.Join(args, " ")
 	print := func(s string) (int, error) { _, err := io.WriteString(out, s+"\n"); return 0, err }
@@ -201,29 +206,13 @@ func (p *process) pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// cat reads in a goroutine of its own: a Read of Stdin can not be interrupted, so it may outlast the command, until
-// whoever passed Stdin ends it. What it reads then is lost.
 func (p *process) cat(ctx context.Context) error {
 	if p.Stdin == nil {
 		return nil
 	}
-	chunks, gone := make(chan []byte), make(chan struct{})
+	gone := make(chan struct{})
 	defer close(gone)
-	go func() {
-		defer close(chunks)
-		buffer := make([]byte, 32<<10)
-		for {
-			n, err := p.Stdin.Read(buffer)
-			select {
-			case chunks <- bytes.Clone(buffer[:n]):
-			case <-gone:
-				return
-			}
-			if err != nil {
-				return
-			}
-		}
-	}()
+	chunks := p.input(gone)
 	for {
 		select {
 		case chunk, ok := <-chunks:
@@ -241,4 +230,26 @@ func (p *process) cat(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// input reads Stdin in a goroutine of its own: a Read can not be interrupted, so it may outlast the command, until whoever
+// passed Stdin ends it. What it reads then is lost.
+func (p *process) input(gone <-chan struct{}) <-chan []byte {
+	chunks := make(chan []byte)
+	go func() {
+		defer close(chunks)
+		buffer := make([]byte, 32<<10)
+		for {
+			n, err := p.Stdin.Read(buffer)
+			select {
+			case chunks <- bytes.Clone(buffer[:n]):
+			case <-gone:
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return chunks
 }

@@ -44,10 +44,14 @@ type Harness struct {
 	Timeout time.Duration
 
 	// The optional interfaces that the runtime must have; it must not have the others, or they would go untested.
-	Watcher, Imager, Execer, Logger bool
+	Watcher, Imager, Execer, Consoler, Logger bool
 
 	// Prints: the image prints something on its console when it boots.
 	Prints bool
+	// Console is what a shell appends to so that it shows on the console. Default: /dev/console.
+	Console string
+	// Listens: the image has a shell on its console.
+	Listens bool
 	// Users: commands can run as any user of the image.
 	Users bool
 	// Shell runs a script that is added as the last argument. Default: /bin/sh -c. Besides, the image has cat, id,
@@ -69,6 +73,9 @@ func Run(t *testing.T, h Harness) {
 	if h.Shell == nil {
 		h.Shell = []string{"/bin/sh", "-c"}
 	}
+	if h.Console == "" {
+		h.Console = "/dev/console"
+	}
 	tests := append(lifeTests, recordTests...)
 	tests = append(tests, contextTests...)
 	if h.Watcher {
@@ -76,6 +83,9 @@ func Run(t *testing.T, h Harness) {
 	}
 	if h.Execer {
 		tests = append(tests, execTests...)
+	}
+	if h.Consoler {
+		tests = append(tests, consoleTests...)
 	}
 	if h.Logger {
 		tests = append(tests, subtest{"Log", testLog})
@@ -268,10 +278,12 @@ func testInterfaces(s *suite) {
 	_, watcher := s.rt.(webspace.Watcher)
 	_, imager := s.rt.(webspace.Imager)
 	_, execer := s.rt.(webspace.Execer)
+	_, consoler := s.rt.(webspace.Consoler)
 	_, logger := s.rt.(webspace.Logger)
 	require.Equal(s, s.h.Watcher, watcher, "Watcher")
 	require.Equal(s, s.h.Imager, imager, "Imager")
 	require.Equal(s, s.h.Execer, execer, "Execer")
+	require.Equal(s, s.h.Consoler, consoler, "Consoler")
 	require.Equal(s, s.h.Logger, logger, "Logger")
 }
 

@@ -41,6 +41,9 @@ func (s *suite) callsContext(ctx context.Context, name string) map[string]func()
 			return err
 		}
 	}
+	if consoler, ok := s.rt.(webspace.Consoler); ok {
+		calls["Console"] = func() error { return consoler.Console(ctx, name, webspace.ConsoleOptions{}) }
+	}
 	if logger, ok := s.rt.(webspace.Logger); ok {
 		calls["Log"] = func() error { _, err := logger.Log(ctx, name, 1000); return err }
 		calls["ClearLog"] = func() error { return logger.ClearLog(ctx, name) }
