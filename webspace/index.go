@@ -48,6 +48,7 @@ type view struct {
 	address  netip.Addr
 	record   record
 	bad      error    // why the webspace is quarantined
+	username string   // when the user was last looked up; empty if nobody has
 	label    string   // of the default domain; empty if the user has none
 	hosts    []string // claimed, the default domain first
 	problems []string // what is wrong with it, for its owner and the operator

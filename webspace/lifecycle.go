@@ -57,6 +57,9 @@ func (m *Manager) Create(ctx context.Context, user identity.User, req CreateRequ
 	}
 
 	r := record{Webspace: Webspace{User: user.ID, Config: m.opts.Defaults, Ports: map[int]int{}}, Instance: name, Creating: true}
+	if m.learner != nil {
+		r.Username = user.Username
+	}
 	if setup.ssh {
 		port, release, ok := m.index.reservePort(m.opts.Ports.First, m.opts.Ports.Last)
 		if !ok {
@@ -92,7 +95,7 @@ func (m *Manager) Create(ctx context.Context, user identity.User, req CreateRequ
 	}
 	m.log.Info("created", "webspace", name, "user", user.Username, "image", req.Image)
 	affected, _ := m.index.update(name, user.ID, math.MaxUint64, func(v *view) {
-		*v = view{known: true, status: StatusStopped, record: r, label: label, hosts: m.hosts(label, r)}
+		*v = view{known: true, status: StatusStopped, record: r, username: user.Username, label: label, hosts: m.hosts(label, r)}
 	})
 	m.dirty(name)
 	m.reroute(affected...)

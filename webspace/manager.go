@@ -19,6 +19,7 @@ import (
 type Manager struct {
 	runtime   Runtime
 	directory identity.Directory
+	learner   identity.Learner // the same, if it has to be told of users; else nil
 	zone      string
 	opts      Options
 	log       *slog.Logger
@@ -39,7 +40,7 @@ type Manager struct {
 }
 
 // NewManager returns a Manager of the webspaces in a runtime. directory knows their users; domain is the platform's own:
-// user alice's webspace is alice.domain.
+// user alice's webspace is alice.domain. If the directory is an [identity.Learner], the records remember usernames for it.
 func NewManager(runtime Runtime, directory identity.Directory, domain string, opts *Options) (*Manager, error) {
 	if opts == nil {
 		opts = new(Options)
@@ -49,12 +50,13 @@ func NewManager(runtime Runtime, directory identity.Directory, domain string, op
 		return nil, err
 	}
 	_, watched := runtime.(Watcher)
+	learner, _ := directory.(identity.Learner)
 	o := opts.withDefaults(watched)
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
 	return &Manager{
-		runtime: runtime, directory: directory, zone: zone, opts: o, log: o.Logger,
+		runtime: runtime, directory: directory, learner: learner, zone: zone, opts: o, log: o.Logger,
 		index:       newIndex(),
 		activations: newFlights[proxy.Target, struct{}](),
 		boots:       make(chan struct{}, o.Boots),

@@ -13,7 +13,8 @@ import (
 )
 
 // labels returns the default domains' labels of the instances' users. After as many failures in a row as there are
-// look-ups at a time, the directory is taken to be away: waiting for each of them would take longer than anybody has.
+// look-ups at a time, the directory is taken to be away: waiting for each of them would take longer than anybody has. One
+// that has to be told of users waits for nobody.
 func (m *Manager) labels(ctx context.Context, instances []Instance) (map[identity.UserID]userLabel, error) {
 	const parallel = 16
 	labels := make(map[identity.UserID]userLabel, len(instances))
@@ -21,15 +22,16 @@ func (m *Manager) labels(ctx context.Context, instances []Instance) (map[identit
 	var wg sync.WaitGroup
 	var away userLabel // the last failure
 	failures := 0      // in a row
-	users := make(chan identity.UserID)
+	queue := make(chan Instance)
 	for range min(parallel, len(instances)) {
 		wg.Go(func() {
-			for user := range users {
+			for instance := range queue {
 				mu.Lock()
-				label, known := away, failures >= parallel
+				label, known := away, failures >= parallel && m.learner == nil
 				mu.Unlock()
+				user, _ := instanceUser(m.opts.Prefix, instance.Name)
 				if !known {
-					label = m.lookUp(ctx, user)
+					label = m.lookUp(ctx, user, instance)
 				}
 				mu.Lock()
 				labels[user] = label
@@ -43,23 +45,30 @@ func (m *Manager) labels(ctx context.Context, instances []Instance) (map[identit
 		})
 	}
 	for _, instance := range instances {
-		if user, ok := instanceUser(m.opts.Prefix, instance.Name); ok {
-			users <- user
+		if _, ok := instanceUser(m.opts.Prefix, instance.Name); ok {
+			queue <- instance
 		}
 	}
-	close(users)
+	close(queue)
 	wg.Wait()
 	return labels, ctx.Err()
 }
 
 // userLabel is the answer to a look-up of a user.
 type userLabel struct {
-	label   string
-	problem string // why there is none
-	failed  error  // the user could not be looked up; nothing is known
+	username string
+	label    string
+	problem  string // why there is none
+	failed   error  // the user could not be looked up; nothing is known
 }
 
-func (m *Manager) lookUp(ctx context.Context, id identity.UserID) userLabel {
+// lookUp asks the directory for the user of an instance.
+func (m *Manager) lookUp(ctx context.Context, id identity.UserID, instance Instance) userLabel {
+	if m.learner != nil {
+		if r, err := decodeRecord(instance.Record, instance.Name, id, m.opts.Defaults); err == nil && r.Username != "" {
+			m.learner.Learn(id, r.Username)
+		}
+	}
 	user, err := m.directory.ByID(ctx, id)
 	switch {
 	case errdefs.IsNotFound(err):
@@ -69,9 +78,9 @@ func (m *Manager) lookUp(ctx context.Context, id identity.UserID) userLabel {
 	}
 	label, err := Label(user.Username)
 	if err != nil {
-		return userLabel{problem: err.Error()}
+		return userLabel{username: user.Username, problem: err.Error()}
 	}
-	return userLabel{label: label}
+	return userLabel{username: user.Username, label: label}
 }
 
 // observe takes in an instance that was read after the given point of the index's history. If its user could not be
@@ -83,11 +92,11 @@ func (m *Manager) observe(instance Instance, user identity.UserID, label userLab
 	}
 	return m.index.update(instance.Name, user, since, func(v *view) {
 		if label.failed != nil && v.label != "" {
-			label.label = v.label
+			label.label, label.username = v.label, v.username
 		}
 		next := view{
 			known: true, status: instance.Status, address: instance.Address,
-			record: r, bad: bad, label: label.label, detour: v.detour, deleting: v.deleting,
+			record: r, bad: bad, username: label.username, label: label.label, detour: v.detour, deleting: v.deleting,
 		}
 		if bad == nil {
 			next.hosts = m.hosts(label.label, r)
@@ -108,6 +117,35 @@ func (m *Manager) observe(instance Instance, user identity.UserID, label userLab
 		}
 		*v = next
 	})
+}
+
+// rememberUsername writes a user's new name into the record, if the directory will have to be told of it: after a restart
+// it knows nobody.
+func (m *Manager) rememberUsername(ctx context.Context, name string) error {
+	e, username := m.unremembered(name)
+	if e == nil {
+		return nil
+	}
+	err := m.modify(ctx, e.user, func(r *record) error {
+		r.Username = username
+		return nil
+	})
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// unremembered returns the entry of a webspace whose record lacks its user's name as it is now; nil if there is none.
+func (m *Manager) unremembered(name string) (e *entry, username string) {
+	if e = m.index.find(name); e == nil || m.learner == nil {
+		return nil, ""
+	}
+	v := m.index.look(e)
+	if !v.known || v.bad != nil || v.record.Creating || v.deleting || v.username == "" || v.username == v.record.Username {
+		return nil, ""
+	}
+	return e, v.username
 }
 
 // storedLabel returns the label of the default domain that the route of a webspace, as it stands, is for.
@@ -144,10 +182,11 @@ func (m *Manager) refresh(ctx context.Context, name string) (view, error) {
 		}
 		var label userLabel
 		if e := m.index.find(name); e != nil {
-			label.label = m.index.look(e).label // a change of the username is a matter of the full sync
+			v := m.index.look(e)
+			label.label, label.username = v.label, v.username // a change of the username is a matter of the full sync
 		}
 		if label.label == "" {
-			label = m.lookUp(ctx, user)
+			label = m.lookUp(ctx, user, instance)
 		}
 		affected, ok := m.observe(instance, user, label, since)
 		if !ok {

@@ -186,6 +186,9 @@ func (m *Manager) sync(ctx context.Context, guard *removalGuard) (next time.Dura
 		for _, name := range affected {
 			changed[name] = true
 		}
+		if e, _ := m.unremembered(instance.Name); e != nil {
+			changed[instance.Name] = true
+		}
 	}
 
 	if !m.isSynced() {
@@ -258,7 +261,7 @@ func (m *Manager) reconcile(ctx context.Context, name string) error {
 	if _, _, ok := m.unprobed(name); ok {
 		m.probes.add(name)
 	}
-	return nil
+	return m.rememberUsername(ctx, name)
 }
 
 // unprobed reports whether the route of a webspace depends on whether it is ready, which nobody knows, and what to probe.

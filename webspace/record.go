@@ -22,6 +22,8 @@ type record struct {
 	Webspace
 	// Instance is the instance's name: a copy or a rename made behind our back is noticed. Records of 2021 lack it.
 	Instance string
+	// Username is the user's as it last was, if the directory has to be told: see identity.Learner.
+	Username string
 	// Creating is set until everything that belongs to the creation is done.
 	Creating bool
 
@@ -46,7 +48,7 @@ func decodeRecord(data []byte, instance string, user identity.UserID, defaults C
 	var config map[string]json.RawMessage
 	var ports map[string]int
 	err := take(r.extra, map[string]any{
-		"user": &r.User, "instance": &r.Instance, "creating": &r.Creating,
+		"user": &r.User, "instance": &r.Instance, "username": &r.Username, "creating": &r.Creating,
 		"config": &config, "domains": &r.Domains, "ports": &ports,
 	})
 	if err != nil {
@@ -124,6 +126,9 @@ func (r record) encode() ([]byte, error) {
 	put(object, "config", config)
 	put(object, "domains", domains)
 	put(object, "ports", ports)
+	if r.Username != "" {
+		put(object, "username", r.Username)
+	}
 	if r.Creating {
 		put(object, "creating", true)
 	}

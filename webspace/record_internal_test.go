@@ -21,7 +21,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	const data = `{
 		"user": 1000, "instance": "ws-u1000", "domains": ["a.example.org", "b.example.org"], "ports": {"60022": 22, "49152": 1},
 		"config": {"startupDelay": 1.25, "httpPort": 8080, "sniPassthrough": true, "http2": {"x": [1, "<&>", null]}, "HTTPPort": 1},
-		"Future": {"a": 1}, "note": null, "User": 7
+		"Future": {"a": 1}, "note": null, "User": 7, "username": "alice"
 	}`
 	r, err := decode(data)
 	require.NoError(t, err)
@@ -32,6 +32,7 @@ func TestRecordRoundTrip(t *testing.T) {
 		Ports:   map[int]int{60022: 22, 49152: 1},
 	}, r.Webspace)
 	require.Equal(t, "ws-u1000", r.Instance)
+	require.Equal(t, "alice", r.Username)
 	require.False(t, r.Creating)
 	encoded, err := r.encode()
 	require.NoError(t, err)

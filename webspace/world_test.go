@@ -33,7 +33,9 @@ type world struct {
 	wrap     func(*runtimetest.Fake) webspace.Runtime // what the Manager gets in its place; nil: itself
 	provider *providertest.Fake
 	users    *people
-	stop     func()
+	// directory is asked instead of users, if it is there.
+	directory identity.Directory
+	stop      func()
 }
 
 // newWorld starts a Manager. change may alter its options, the fake runtime's, and which users there are.
@@ -69,7 +71,11 @@ func (w *world) start() {
 	if w.wrap != nil {
 		runtime = w.wrap(w.runtime)
 	}
-	m, err := webspace.NewManager(runtime, w.users, "example.test", &w.opts)
+	directory := w.directory
+	if directory == nil {
+		directory = w.users
+	}
+	m, err := webspace.NewManager(runtime, directory, "example.test", &w.opts)
 	require.NoError(w.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
