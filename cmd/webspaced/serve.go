@@ -11,7 +11,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
-	"github.com/netsoc/webspaced/identity/static"
 	"github.com/netsoc/webspaced/internal/config"
 	"github.com/netsoc/webspaced/openapi"
 	"github.com/netsoc/webspaced/provider"
@@ -63,10 +62,11 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		return err
 	}
 	defer d.gatewayListener.Close()
-	users, err := static.New(c.Identity.Static.Accounts())
+	auth, users, closeUsers, err := newUsers(c, log)
 	if err != nil {
-		return fmt.Errorf("identity.static.users: %w", err)
+		return err
 	}
+	defer func() { err = errors.Join(err, closeUsers()) }()
 	routes, err := routeProvider(c)
 	if err != nil {
 		return fmt.Errorf("traefik: %w", err)
@@ -80,7 +80,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	if err != nil {
 		return err
 	}
-	d.api = openapi.NewServer(d.manager, users, users, &openapi.Options{Logger: log, AllowedOrigins: origins(c)})
+	d.api = openapi.NewServer(d.manager, auth, users, &openapi.Options{Logger: log, AllowedOrigins: origins(c)})
 	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, log))
 	return d.run(ctx)
 }

@@ -14,8 +14,6 @@ import (
 
 // notYet has the values that are understood, but that this version can not act on. What is built is taken off here.
 var notYet = map[string]func(*Config) bool{
-	"identity.provider iamd":                    func(c *Config) bool { return c.Identity.Provider == "iamd" },
-	"identity.provider oidc":                    func(c *Config) bool { return c.Identity.Provider == "oidc" },
 	"gateway.tls_listen_address":                func(c *Config) bool { return c.Gateway.TLSListenAddress != "" },
 	"webspaces.config_defaults.sni_passthrough": func(c *Config) bool { return c.Webspaces.ConfigDefaults.SNIPassthrough },
 	"webspaces.ports.kubernetes_service":        func(c *Config) bool { return c.Webspaces.Ports.KubernetesService != "" },
@@ -81,9 +79,11 @@ func (c *Config) check() []*Problem {
 		}
 	case "iamd":
 		require("iam.url", c.IAM.URL.IsZero(), "identity.provider is iamd")
+		require("iam.token", c.IAM.Token.IsZero(), "identity.provider is iamd")
 	case "oidc":
 		require("identity.oidc.issuer", c.Identity.OIDC.Issuer.IsZero(), "identity.provider is oidc")
 		require("identity.oidc.audience", c.Identity.OIDC.Audience == "", "identity.provider is oidc")
+		require("identity.oidc.admin_claim", c.Identity.OIDC.AdminClaim == "" && c.Identity.OIDC.AdminValue != "", "admin_value is")
 	}
 
 	c.checkLXD(fail)

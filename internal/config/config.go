@@ -52,7 +52,7 @@ type Timeouts struct {
 // Identity says where users come from.
 type Identity struct {
 	Provider string        `yaml:"provider" enum:"iamd|oidc|static" example:"static" doc:"iamd, oidc or static. Without it iamd if iam.url is set, else static."`
-	CacheTTL time.Duration `yaml:"cache_ttl" default:"30s" doc:"How long an answer of the provider is used again; 0 asks each time."`
+	CacheTTL time.Duration `yaml:"cache_ttl" default:"30s" doc:"How long an answer of iamd is used again; 0 asks each time. A log-out takes effect within this time."`
 	Static   Static        `yaml:"static" doc:"Users listed here (identity.provider static)."`
 	OIDC     OIDC          `yaml:"oidc" doc:"An OpenID Connect issuer (identity.provider oidc)."`
 }
@@ -73,13 +73,13 @@ type User struct {
 
 // OIDC describes an OpenID Connect issuer and which claims say what.
 type OIDC struct {
-	Issuer        URL    `yaml:"issuer" example:"https://accounts.example.org" doc:"The issuer's URL."`
+	Issuer        URL    `yaml:"issuer" example:"https://accounts.example.org" doc:"The issuer's URL, exactly as it calls itself: a slash at the end counts."`
 	Audience      string `yaml:"audience" example:"webspaced" doc:"What a token's audience must contain."`
 	UsernameClaim string `yaml:"username_claim" default:"preferred_username" doc:"Claim with the username."`
-	IDClaim       string `yaml:"id_claim" example:"uid_number" doc:"Claim with the numeric ID."`
-	AdminClaim    string `yaml:"admin_claim" example:"groups" doc:"Claim that says who is an admin."`
+	IDClaim       string `yaml:"id_claim" default:"sub" doc:"Claim with the user's number, which owns the webspace: it is never given to somebody else. Here and below, dots lead into objects, as in realm_access.roles."`
+	AdminClaim    string `yaml:"admin_claim" example:"groups" doc:"Claim that says who is an admin: it is true, or has admin_value. Without it nobody is."`
 	AdminValue    string `yaml:"admin_value" example:"webspace-admins" doc:"Value of that claim, or an element of it, that makes an admin."`
-	SSHKeyClaim   string `yaml:"ssh_key_claim" example:"ssh_public_key" doc:"Claim with the SSH public key."`
+	SSHKeyClaim   string `yaml:"ssh_key_claim" example:"ssh_public_key" doc:"Claim with the SSH public key, or a list of them."`
 }
 
 // IAM says how iamd is reached.

@@ -123,7 +123,6 @@ traefik:
 	require.Equal(t, path+":34: traefik.iam_token_file: has no effect: the gateway boots webspaces by itself and needs no token; remove the key", warnings[0].Error())
 
 	err = c.Unsupported()
-	require.ErrorContains(t, err, "identity.provider iamd is not part of this version")
 	require.ErrorContains(t, err, "traefik.provider kubernetes is not part of this version")
 	require.ErrorContains(t, err, "webspaces.config_defaults.sni_passthrough is not part of this version")
 	require.ErrorContains(t, err, "webspaces.ports.kubernetes_service is not part of this version")
