@@ -148,7 +148,7 @@ type NetworkInterface struct {
 // Notice Something that has happened to a webspace.
 type Notice struct {
 	// Kind Of a boot: `queued`, `starting`, `address`, `probing`, `ready`, `failed`. Of changes: `stopping`, `stopped`, `config`, `domains`, `ports`,
-	// `route`, `problem`, `deleted`. The last one of a stream is `end`. There may be more in future.
+	// `route`, `problem`, `deleted`. There may be more in future.
 	//
 	//
 	// Example: ready
@@ -2670,6 +2670,8 @@ type GetImagesResponse struct {
 	JSON200 *[]Image
 	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
 	ApplicationProblemJSON429 *TooMany
+	// ApplicationProblemJSON501 the response for an HTTP 501 `application/problem+json` response
+	ApplicationProblemJSON501 *NotImplemented
 	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
 	ApplicationProblemJSON503 *Unavailable
 	// Headers429 the parsed response headers for an HTTP 429 response
@@ -2686,6 +2688,11 @@ func (r GetImagesResponse) GetJSON200() *[]Image {
 // GetApplicationProblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
 func (r GetImagesResponse) GetApplicationProblemJSON429() *TooMany {
 	return r.ApplicationProblemJSON429
+}
+
+// GetApplicationProblemJSON501 returns the response for an HTTP 501 `application/problem+json` response
+func (r GetImagesResponse) GetApplicationProblemJSON501() *NotImplemented {
+	return r.ApplicationProblemJSON501
 }
 
 // GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
@@ -5547,6 +5554,13 @@ func ParseGetImagesResponse(rsp *http.Response) (*GetImagesResponse, error) {
 			return nil, err
 		}
 		response.ApplicationProblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 501:
+		var dest NotImplemented
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON501 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
 		var dest Unavailable
@@ -8958,6 +8972,22 @@ func (response GetImages429ApplicationProblemPlusJSONResponse) VisitGetImagesRes
 		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
 	}
 	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetImages501ApplicationProblemPlusJSONResponse struct {
+	NotImplementedApplicationProblemPlusJSONResponse
+}
+
+func (response GetImages501ApplicationProblemPlusJSONResponse) VisitGetImagesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(501)
 	_, err := buf.WriteTo(w)
 	return err
 }

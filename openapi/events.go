@@ -1,14 +1,12 @@
 package openapi
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
-
-	"github.com/containerd/errdefs"
 
 	"github.com/netsoc/webspaced/openapi/internal/access"
 	"github.com/netsoc/webspaced/webspace"
@@ -19,8 +17,8 @@ const (
 	streamTimeout = 10 * time.Second // for a client that does not read
 )
 
-// kindEnd is the kind of the last notice of a stream, which says why it ends.
-const kindEnd = "end"
+// eventEnd is the last event of a stream: the problem because of which it ends.
+const eventEnd = "end"
 
 // followEvents streams what happens to a webspace as server-sent events.
 func (s *Server) followEvents(w http.ResponseWriter, r *http.Request, writer access.Writer) error {
@@ -48,7 +46,7 @@ func (s *Server) followEvents(w http.ResponseWriter, r *http.Request, writer acc
 	for err == nil {
 		select {
 		case n := <-notices:
-			err = stream.notice(Notice{Time: n.Time, Kind: string(n.Kind), Message: n.Message})
+			err = stream.event(string(n.Kind), Notice{Time: n.Time, Kind: string(n.Kind), Message: n.Message})
 		case <-tick.C:
 			err = stream.send([]byte(":\n\n"))
 		case err = <-ended:
@@ -77,14 +75,13 @@ func (s eventStream) send(text []byte) error {
 	return s.control.Flush()
 }
 
-func (s eventStream) notice(n Notice) error {
-	data, err := json.Marshal(n)
+// event writes one event, with what it tells in JSON.
+func (s eventStream) event(kind string, what any) error {
+	data, err := json.Marshal(what)
 	if err != nil {
 		return err
 	}
-	var text bytes.Buffer
-	fmt.Fprintf(&text, "event: %s\ndata: %s\n\n", n.Kind, data)
-	return s.send(text.Bytes())
+	return s.send(fmt.Appendf(nil, "event: %s\ndata: %s\n\n", kind, data))
 }
 
 // goodbye tells the client why the stream ends.
@@ -92,9 +89,9 @@ func (s eventStream) goodbye(ctx context.Context, err error) {
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	message := newProblem(err).Message
-	if errdefs.IsUnavailable(err) {
-		message = "the server shuts down"
+	p := newProblem(err)
+	if errors.Is(err, errShutdown) {
+		p.Message = errShutdown.Error()
 	}
-	_ = s.notice(Notice{Time: time.Now(), Kind: kindEnd, Message: message})
+	_ = s.event(eventEnd, p)
 }

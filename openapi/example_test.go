@@ -30,7 +30,7 @@ func Example() {
 	}
 	defer manager.Close()
 	go manager.Run(ctx)
-	server := httptest.NewServer(openapi.NewServer(manager, users, users, nil))
+	server := httptest.NewServer(openapi.NewServer(manager, users, users, &openapi.Options{Logger: slog.New(slog.DiscardHandler)}))
 	defer server.Close()
 
 	alice, err := openapi.Connect(server.URL, "secret", nil)
