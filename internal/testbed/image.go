@@ -25,6 +25,8 @@ type Image struct {
 	Deaf bool
 	// Files are further ones: path in the image to content. Those that begin with "#!" can be executed.
 	Files map[string]string
+	// Programs are names of programs of this host that the image has too, at the same place and with their libraries.
+	Programs []string
 }
 
 // Ports of the hello image besides 80.
@@ -59,6 +61,45 @@ func Late(after time.Duration) Image {
 
 // Portless boots, gets an address and listens nowhere.
 func Portless() Image { return Image{Services: []string{dhcp}} }
+
+// Dropbear is Hello with an SSH server that does not start by itself. Its root can not log in.
+func Dropbear(t testing.TB) Image {
+	t.Helper()
+	need(t, "dropbear", "dropbearkey", "ldd")
+	image := Hello()
+	image.Programs = []string{"dropbear", "dropbearkey"}
+	image.Files = map[string]string{"etc/shadow": "root:!:1::::::\n"}
+	return image
+}
+
+// debianImage is made by test/debian/build.
+const debianImage = "/var/cache/webspaced-test/debian-12.tar"
+
+// Debian gives the engine an image of Debian with systemd and an SSH server, which does not start by itself, and a profile
+// for its instances. They run no web server.
+func (e *Engine) Debian(t testing.TB) (alias, profile string) {
+	t.Helper()
+	if _, err := os.Stat(debianImage); err != nil {
+		missing(t, "needs a Debian image: test/debian/build makes it")
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	const name = "debian"
+	if e.images[name] {
+		return name, name
+	}
+	for _, args := range [][]string{
+		{"image", "import", debianImage, "--alias", name},
+		{"profile", "copy", e.Profile, name},
+		{"profile", "unset", name, "raw.lxc"}, // that is for busybox
+	} {
+		if err := e.run(args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e.images[name] = true
+	return name, name
+}
 
 // ImportImage gives the engine an image under an alias, unless it has one of this alias: images stay for the whole test
 // binary.
@@ -136,6 +177,17 @@ func (i Image) write(path, alias string) (err error) {
 			put(tar.Header{Name: "rootfs/bin/" + applet, Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777}, "")
 		}
 	}
+	copies, err := withLibraries(i.Programs)
+	if err != nil {
+		return err
+	}
+	for _, path := range copies {
+		content, failure := os.ReadFile(path)
+		if failure != nil {
+			return failure
+		}
+		put(tar.Header{Name: "rootfs" + path, Mode: 0o755}, string(content))
+	}
 	files := i.files()
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		mode := int64(0o644)
@@ -145,6 +197,28 @@ func (i Image) write(path, alias string) (err error) {
 		put(tar.Header{Name: "rootfs/" + strings.TrimPrefix(name, "/"), Mode: mode}, files[name])
 	}
 	return err
+}
+
+// withLibraries returns the paths of programs and of what they are linked with.
+func withLibraries(programs []string) (paths []string, err error) {
+	for _, program := range programs {
+		path, err := exec.LookPath(program)
+		if err != nil {
+			return nil, err
+		}
+		out, err := exec.Command("ldd", path).Output()
+		if err != nil {
+			return nil, fmt.Errorf("ldd %s: %w", path, err)
+		}
+		paths = append(paths, path)
+		for word := range strings.FieldsSeq(string(out)) {
+			if strings.HasPrefix(word, "/") {
+				paths = append(paths, word)
+			}
+		}
+	}
+	slices.Sort(paths)
+	return slices.Compact(paths), nil
 }
 
 func (i Image) files() map[string]string {

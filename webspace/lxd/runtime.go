@@ -176,6 +176,9 @@ func (c *client) authenticate(ctx context.Context, password string) error {
 	}
 }
 
+// Isolated implements [webspace.Isolated].
+func (r *Runtime) Isolated() {}
+
 // recordKey is where an instance keeps its record. Root in the guest can read it.
 const recordKey = "user._webspaced"
 
