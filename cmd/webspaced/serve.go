@@ -80,17 +80,24 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	if err != nil {
 		return err
 	}
-	d.api = openapi.NewServer(d.manager, auth, users, &openapi.Options{Logger: log, AllowedOrigins: origins(c)})
+	d.api = openapi.NewServer(d.manager, auth, users, apiOptions(c, log))
 	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, log))
 	return d.run(ctx)
 }
 
-func origins(c *config.Config) []string {
+func apiOptions(c *config.Config, log *slog.Logger) *openapi.Options {
 	var origins []string
 	for _, origin := range c.HTTP.CORS.AllowedOrigins {
 		origins = append(origins, string(origin))
 	}
-	return origins
+	limits := c.HTTP.Limits
+	return &openapi.Options{
+		Logger: log, AllowedOrigins: origins,
+		Limits: openapi.Limits{
+			Rate: float64(limits.Rate), Burst: limits.Burst,
+			ExpensiveRate: float64(limits.ExpensiveRate), ExpensiveBurst: limits.ExpensiveBurst,
+		},
+	}
 }
 
 func routeProvider(c *config.Config) (provider.Provider, error) {

@@ -142,6 +142,15 @@ type Ports struct {
 type HTTP struct {
 	ListenAddress Address `yaml:"listen_address" default:":8080" doc:"Where the API listens: ADDRESS:PORT, or :PORT for every address."`
 	CORS          CORS    `yaml:"cors" doc:"Web pages of other origins that may use the API."`
+	Limits        Limits  `yaml:"limits" doc:"What one user may ask of the API. Beyond it the answer is 429."`
+}
+
+// Limits bound what one user asks for.
+type Limits struct {
+	Rate           int `yaml:"rate" default:"20" min:"1" doc:"Requests a second."`
+	Burst          int `yaml:"burst" default:"40" min:"1" doc:"Requests at once."`
+	ExpensiveRate  int `yaml:"expensive_rate" default:"1" min:"1" doc:"Requests a second to create, delete, start or stop a webspace, to run a command or to add a domain."`
+	ExpensiveBurst int `yaml:"expensive_burst" default:"10" min:"1" doc:"Of those, at once."`
 }
 
 // CORS lists origins.

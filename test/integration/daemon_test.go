@@ -60,7 +60,7 @@ func startDaemon(t *testing.T, e *testbed.Engine, prefix string, extra func(gate
 	config := fmt.Sprintf(`
 log_level: debug
 lxd: {unix_socket: %s}
-http: {listen_address: %q}
+http: {listen_address: %q, limits: {rate: 10000, burst: 10000, expensive_rate: 10000, expensive_burst: 10000}}
 gateway: {http_listen_address: %q, trusted_proxies: [127.0.0.1]}
 webspaces:
   domain: ws.example.test
