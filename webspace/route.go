@@ -290,7 +290,7 @@ func (m *Manager) problem(e *entry) string {
 		problems = append(problems, "quarantined: "+v.bad.Error())
 	}
 	if v.record.Creating {
-		problems = append(problems, "its creation was not finished; create it again or delete it")
+		problems = append(problems, "its creation is not finished; unless it is under way, create it again or delete it")
 	}
 	for _, host := range lost {
 		problems = append(problems, host+" belongs to another webspace")

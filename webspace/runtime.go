@@ -53,7 +53,7 @@ type CreateOptions struct {
 // Unavailable (the engine could not be reached or asked) and Conflict (the instance is busy; try again).
 //
 // Optional powers are interfaces of their own: [Watcher], [Imager], [Execer],
-// [Consoler], [Logger].
+// [Consoler], [Logger], [Isolated].
 // runtimetest.Run is the conformance suite.
 type Runtime interface {
 	// List returns the instances whose names begin with prefix, in any order. It is all or nothing: an error rather
@@ -216,3 +216,7 @@ type Logger interface {
 	// ClearLog empties it.
 	ClearLog(ctx context.Context, name string) error
 }
+
+// Isolated is a [Runtime] whose instances are systems of their own, with users, services and packages that are not this
+// host's. Only in a runtime that says so, and is an [Execer] as well, are passwords set and SSH servers installed.
+type Isolated interface{ Isolated() }

@@ -58,10 +58,6 @@ rm -f .ssh/authorized_keys
 cat >.ssh/authorized_keys
 chmod 700 .ssh`
 
-// Isolated is a [Runtime] whose instances are systems of their own, with users, services and packages that are not this
-// host's. Only a runtime that says so, and is an [Execer] as well, is asked to set passwords and to install SSH servers.
-type Isolated interface{ Isolated() }
-
 // setup is what a creation does in the new instance. What is secret reaches it over the input of commands alone: engines
 // tell everybody who follows their events what the command line is, and the guest can read its configuration.
 type setup struct {
@@ -133,7 +129,7 @@ func authorizedKeys(keys []string) (string, error) {
 				refused = errors.New("one is not in the format of authorized_keys")
 			case len(options) > 0:
 				refused = errors.New("one has options")
-			case certificate || public.Type() == ssh.InsecureKeyAlgoDSA:
+			case certificate || public.Type() == "ssh-dss": // which servers no longer take
 				refused = fmt.Errorf("one is of type %s", public.Type())
 			default:
 				lines.Write(ssh.MarshalAuthorizedKey(public))

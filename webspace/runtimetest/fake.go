@@ -54,9 +54,9 @@ type EventFaults struct {
 	Seed    uint64
 }
 
-// Fake is a runtime in memory. It implements all optional interfaces, passes [Run], and can be told to misbehave.
-// Without FakeOptions.Serve it does no input or output and takes the time from package time alone: it works in a
-// testing/synctest bubble. All its methods are safe for concurrent use.
+// Fake is a runtime in memory. It implements all optional interfaces but [webspace.Isolated], passes [Run], and can be told
+// to misbehave. Without FakeOptions.Serve it does no input or output and takes the time from package time alone: it works
+// in a testing/synctest bubble. All its methods are safe for concurrent use.
 //
 // An instance has a shell that knows just enough for the suite, see [Fake.Exec].
 type Fake struct {
