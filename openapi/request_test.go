@@ -19,6 +19,7 @@ import (
 
 	"github.com/netsoc/webspaced/openapi"
 	"github.com/netsoc/webspaced/webspace"
+	"github.com/netsoc/webspaced/webspace/runtimetest"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -212,7 +213,7 @@ func FuzzHandler(f *testing.F) {
 			}
 		}
 	}
-	a := newAPI(f, nil)
+	a := newAPIOn(f, runtimetest.NewFake(nil), &openapi.Options{Logger: quiet, Limits: openapi.Limits{Rate: -1, ExpensiveRate: -1}})
 	f.Fuzz(func(t *testing.T, method, path, body string, token bool) {
 		u, err := url.ParseRequestURI(path)
 		if err != nil || !strings.HasPrefix(path, "/") || method == "CONNECT" {
