@@ -56,10 +56,7 @@ func (m *Manager) Create(ctx context.Context, user identity.User, req CreateRequ
 		return Webspace{}, err
 	}
 
-	r := record{Webspace: Webspace{User: user.ID, Config: m.opts.Defaults, Ports: map[int]int{}}, Instance: name, Creating: true}
-	if m.learner != nil {
-		r.Username = user.Username
-	}
+	r := record{Webspace: Webspace{User: user.ID, Config: m.opts.Defaults, Ports: map[int]int{}}, Instance: name, Username: user.Username, Creating: true}
 	if setup.ssh {
 		port, release, ok := m.index.reservePort(m.opts.Ports.First, m.opts.Ports.Last)
 		if !ok {
