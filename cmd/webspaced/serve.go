@@ -106,6 +106,8 @@ func routeProvider(c *config.Config) (provider.Provider, error) {
 		return nil, nil
 	case "file":
 		return file.New(c.Traefik.File.Directory, &file.Options{
+			// Several daemons, each with instances of its own, may share a directory.
+			Deployment:     "webspaced-" + c.Webspaces.InstancePrefix + "u",
 			HTTPEntryPoint: c.Traefik.HTTPEntryPoint, HTTPSEntryPoint: c.Traefik.HTTPSEntryPoint,
 		})
 	}
