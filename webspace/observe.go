@@ -209,5 +209,6 @@ func (m *Manager) forget(name string, since uint64) {
 		m.dirty(name)
 		return
 	}
+	m.updatePorts(name)
 	m.reroute(affected...)
 }
