@@ -16,7 +16,7 @@ import (
 	"github.com/netsoc/webspaced/webspace"
 )
 
-// daemon is what serve and demo have in common: a Manager behind an API and a gateway.
+// daemon is what serve and demo have in common: a Manager behind an API, a gateway and a forwarder.
 type daemon struct {
 	manager  *webspace.Manager
 	api      *openapi.Server
@@ -27,6 +27,8 @@ type daemon struct {
 	log      *slog.Logger
 
 	apiListener, gatewayListener net.Listener
+
+	forwarder *proxy.Forwarder // the Manager opens its ports
 }
 
 // listen opens a listener, and says in words what to do about the usual mistakes.
@@ -102,6 +104,11 @@ func (d *daemon) run(ctx context.Context) error {
 	closing.Go(func() {
 		if err := d.gateway.Shutdown(ending); err != nil {
 			d.log.Warn("requests through the gateway were cut off", "error", err)
+		}
+	})
+	closing.Go(func() {
+		if err := d.forwarder.Shutdown(ending); err != nil {
+			d.log.Warn("connections to forwarded ports were cut off", "error", err)
 		}
 	})
 	closing.Wait()

@@ -91,7 +91,7 @@ func TestServeMistakes(t *testing.T) {
 	require.NoError(t, err)
 	defer taken.Close()
 	for name, test := range map[string]struct{ config, want string }{
-		"taken port":   {fmt.Sprintf("runtime: local\nlocal: {directory: x}\nhttp: {listen_address: %q}\n", taken.Addr()), "http.listen_address"},
+		"taken port":   {fmt.Sprintf("runtime: local\nlocal: {directory: x}\nhttp: {listen_address: %q}\ngateway: {http_listen_address: 127.0.0.1:0}\n", taken.Addr()), "http.listen_address"},
 		"no engine":    {"lxd: {unix_socket: /nowhere/unix.socket}\ntimeouts: {startup: 1s}\nhttp: {listen_address: 127.0.0.1:0}\ngateway: {http_listen_address: 127.0.0.1:0}\n", "/nowhere/unix.socket"},
 		"no directory": {"runtime: local\nlocal: {directory: x}\nhttp: {listen_address: 127.0.0.1:0}\ngateway: {http_listen_address: 127.0.0.1:0}\ntraefik: {provider: file, file: {directory: /nowhere}, webspaced_url: http://127.0.0.1:1}\n", "/nowhere"},
 	} {
@@ -181,6 +181,11 @@ func TestDemo(t *testing.T) {
 	require.Contains(t, state, `"running":true`)
 	code, _ = call("DELETE", "alice", api+"/webspace/self/state", "")
 	require.Equal(t, http.StatusNoContent, code)
+	code, forward := call("POST", "alice", api+"/webspace/self/ports/8080", "")
+	require.Equal(t, http.StatusCreated, code)
+	port := regexp.MustCompile(`\d+`).FindString(forward)
+	code, page = call("GET", "host:whatever", "http://127.0.0.1:"+port, "")
+	require.Equal(t, http.StatusOK, code, "it boots: %s", page)
 	code, _ = call("POST", "bob", api+"/webspace/self", `{"image": "hello"}`)
 	require.Equal(t, http.StatusCreated, code)
 	code, _ = call("GET", "host:bob.localhost", gateway, "")
