@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"sync"
 	"time"
@@ -22,8 +23,9 @@ type daemon struct {
 	api      *openapi.Server
 	guard    func(http.Handler) http.Handler // before the API; nil: none
 	gateway  *proxy.Gateway
-	startup  time.Duration // how long requests wait until the webspaces have been read
-	shutdown time.Duration // how long requests under way may take once it has been told to end
+	startup  time.Duration  // how long requests wait until the webspaces have been read
+	shutdown time.Duration  // how long requests under way may take once it has been told to end
+	proxies  []netip.Prefix // in front of the API and the gateway
 	log      *slog.Logger
 
 	apiListener, gatewayListener net.Listener
@@ -54,6 +56,7 @@ func (d *daemon) run(ctx context.Context) error {
 		WriteTimeout:   11 * time.Minute,
 		IdleTimeout:    2 * time.Minute,
 		MaxHeaderBytes: 32 << 10,
+		ConnState:      proxy.ConnState,
 		ErrorLog:       slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 	}
 	if d.guard != nil {
@@ -72,7 +75,10 @@ func (d *daemon) run(ctx context.Context) error {
 			}
 		})
 	}
-	serve("API", func() error { return server.Serve(d.apiListener) })
+	// Each has limits of its own, so that a flood of visitors never keeps the API's users out.
+	apiConns := proxy.NewConns(&proxy.ConnLimits{Total: min(512, max(proxy.MaxConns()/6, 1)), Exempt: d.proxies})
+	gatewayConns := proxy.NewConns(&proxy.ConnLimits{Exempt: d.proxies})
+	serve("API", func() error { return server.Serve(apiConns.Listen(d.apiListener)) })
 	serve("gateway", func() error {
 		// Until host names are known, connections wait in the listener's queue; only then is a name unknown.
 		select {
@@ -80,7 +86,7 @@ func (d *daemon) run(ctx context.Context) error {
 		case <-time.After(d.startup):
 		case <-ctx.Done():
 		}
-		return d.gateway.Serve(d.gatewayListener)
+		return d.gateway.Serve(gatewayConns.Listen(d.gatewayListener))
 	})
 	wg.Go(func() { _ = d.manager.Run(managing) })
 	d.log.Info("serving", "api", d.apiListener.Addr(), "gateway", d.gatewayListener.Addr(), "version", version())

@@ -53,7 +53,7 @@ func newLogger(c *config.Config) *slog.Logger {
 
 func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) {
 	// First what can be wrong with this host, then what may be slow to answer.
-	d := &daemon{startup: c.Timeouts.Startup, shutdown: c.Timeouts.Shutdown, log: log}
+	d := &daemon{startup: c.Timeouts.Startup, shutdown: c.Timeouts.Shutdown, proxies: c.Gateway.TrustedProxies, log: log}
 	if d.apiListener, err = listen("http.listen_address", string(c.HTTP.ListenAddress)); err != nil {
 		return err
 	}
