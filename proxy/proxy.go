@@ -1,4 +1,5 @@
-// Package proxy is the data path of webspaced: a [Gateway] for HTTP that holds requests while what serves them boots.
+// Package proxy is the data path of webspaced: a [Gateway] for HTTP and a [Forwarder] of TCP ports, which hold requests
+// and connections while what serves them boots.
 //
 // It knows no webspace. A [Router] says which [Target] a host name belongs to, and an [Activator] makes a target take
 // connections; the package does the rest: it holds the request within bounds, proxies that very same request once there

@@ -1,0 +1,140 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+)
+
+// forward is one port that is forwarded.
+type forward struct {
+	forwarder *Forwarder
+	port      int
+	ctx       context.Context // ends when the port is to be closed
+	stop      context.CancelFunc
+	ended     chan struct{} // closed when it is
+
+	// Guarded by Forwarder.mu.
+	listener net.Listener // nil as long as the port could not be opened
+	err      error        // why
+	target   Target
+	aimed    context.Context // of the connections to target
+	leave    context.CancelCauseFunc
+}
+
+func newForward(f *Forwarder, port int) *forward {
+	w := &forward{forwarder: f, port: port, ended: make(chan struct{})}
+	w.ctx, w.stop = context.WithCancel(context.Background())
+	return w
+}
+
+// aim makes all that comes from now on go to t.
+func (w *forward) aim(ctx context.Context, t Target) {
+	w.target = t
+	w.aimed, w.leave = context.WithCancelCause(ctx)
+}
+
+// close closes the port, soon after.
+func (w *forward) close() {
+	w.stop()
+	if w.listener != nil {
+		_ = w.listener.Close()
+	}
+}
+
+// run takes connections until the port is to be closed. No error ends it: whatever there is too little of, or whoever has
+// the port, it may be different in a moment.
+func (w *forward) run(l net.Listener, err error) {
+	defer close(w.ended)
+	log := w.forwarder.opts.Logger
+	if err != nil {
+		log.Warn("can not open a port", "port", w.port, "error", err)
+		if l = w.open(); l == nil {
+			return
+		}
+		log.Info("opened a port at last", "port", w.port)
+	}
+	const first, last = 5 * time.Millisecond, time.Second
+	for pause := first; ; {
+		conn, err := l.Accept()
+		switch {
+		case err == nil:
+			pause = first
+			w.admit(conn.(*net.TCPConn))
+			continue
+		case w.ctx.Err() != nil, errors.Is(err, net.ErrClosed):
+			return
+		}
+		if pause == first {
+			log.Warn("can not take connections", "port", w.port, "error", err)
+		}
+		w.forwarder.count(func(s *ForwarderStats) { s.AcceptErrors++ })
+		if !pauseFor(w.ctx, pause) {
+			return
+		}
+		pause = min(2*pause, last)
+	}
+}
+
+// open tries to open the port until that works, or until it is not wanted any more: then the listener is nil. What has it
+// may be another program, or just a connection from this host, which the kernel has given that port at its own end.
+func (w *forward) open() net.Listener {
+	f := w.forwarder
+	for pause := 100 * time.Millisecond; pauseFor(w.ctx, pause); pause = min(2*pause, 10*time.Second) {
+		l, err := f.listen(w)
+		f.mu.Lock()
+		unwanted := w.ctx.Err() != nil
+		if !unwanted {
+			w.listener, w.err = l, err
+		}
+		f.mu.Unlock()
+		switch {
+		case err != nil:
+		case unwanted:
+			_ = l.Close()
+		default:
+			return l
+		}
+	}
+	return nil
+}
+
+// admit serves a connection, unless there are too many.
+func (w *forward) admit(client *net.TCPConn) {
+	f := w.forwarder
+	c := &connection{forwarder: f, client: client}
+	if address, ok := client.RemoteAddr().(*net.TCPAddr); ok {
+		c.source = address.AddrPort().Addr()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stats.Accepted++
+	if f.closed || w.ctx.Err() != nil {
+		reset(client)
+		return
+	}
+	c.target = w.target
+	release, err := f.connections.Acquire(c.target.Webspace, c.source)
+	if err != nil {
+		reset(client)
+		return
+	}
+	c.ctx, c.cancel = context.WithCancelCause(w.aimed)
+	f.running.Go(func() {
+		defer release()
+		c.serve()
+	})
+}
+
+// pauseFor returns false if ctx ended before.
+func pauseFor(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

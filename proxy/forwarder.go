@@ -1,0 +1,215 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// ForwarderOptions are what may differ between forwarders. The zero value of each is its default.
+type ForwarderOptions struct {
+	// ListenAddress is where ports are opened: on all addresses of this host.
+	ListenAddress netip.Addr
+	// Holds bound the connections that wait; share them with everything else that holds. Default: new ones.
+	Holds *Holds
+	// HoldTimeout is the longest time that a connection waits for its target: 50 seconds.
+	HoldTimeout time.Duration
+	// Limits bound all connections, held or not: 1024 to one webspace, 64 from one source and 10,000 in total.
+	Limits HoldLimits
+	// IdleTimeout ends a connection on which nothing has come from either side for that long: 1 hour. It takes Linux.
+	IdleTimeout time.Duration
+	// Logger gets a debug record for each connection that failed, and a warning where the cause is neither the client
+	// nor the target. Default: nothing is logged.
+	Logger *slog.Logger
+}
+
+// Forwarder forwards TCP ports of this host to targets. A connection to a target that takes none yet is held while it
+// boots. Nothing is read from it meanwhile, and afterwards the kernel moves its bytes (splice(2), on Linux).
+//
+// A client that is not served, because its target can not be reached or there are too many, gets a reset, as does
+// whoever is cut off: neither can be taken for an end. Connecting alone boots nothing: a connection has to live for a
+// moment, or to send something.
+//
+// Create it with [NewForwarder] and end it with [Forwarder.Shutdown]. It is safe for concurrent use.
+type Forwarder struct {
+	activator   Activator
+	opts        ForwarderOptions
+	connections *Holds // all of them
+	dialer      *net.Dialer
+	ctx         context.Context // of all connections
+	cancel      context.CancelCauseFunc
+	running     sync.WaitGroup // ports and connections
+
+	mu     sync.Mutex
+	closed bool
+	ports  map[int]*forward
+	stats  ForwarderStats
+}
+
+// ForwarderStats count what a forwarder has done since it was made.
+type ForwarderStats struct {
+	Accepted     uint64 // connections that came
+	AcceptErrors uint64 // tries to take one that failed, for want of descriptors say
+	DialErrors   uint64 // tries to connect to an endpoint that failed; the connection was then held, or went on being held
+	ClientsGone  uint64 // clients that left before they were connected; scans of ports, for example
+	Failures     uint64 // connections whose target could not be reached in time
+
+	// How many were refused, by the limit that they hit.
+	RefusedWebspace, RefusedSource, RefusedTotal uint64
+
+	Live     int // connections now
+	Forwards int // port forwards now
+	Unopened int // those of them whose port could not be opened yet
+	Holds    HoldStats
+}
+
+// NewForwarder returns a forwarder without any port. nil options are the defaults.
+func NewForwarder(activator Activator, opts *ForwarderOptions) *Forwarder {
+	f := &Forwarder{activator: activator, dialer: newDialer(), ports: map[int]*forward{}}
+	if opts != nil {
+		f.opts = *opts
+	}
+	if f.opts.Holds == nil {
+		f.opts.Holds = NewHolds(nil)
+	}
+	if f.opts.HoldTimeout <= 0 {
+		f.opts.HoldTimeout = 50 * time.Second
+	}
+	if f.opts.IdleTimeout <= 0 {
+		f.opts.IdleTimeout = time.Hour
+	}
+	if f.opts.Logger == nil {
+		f.opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	f.connections = NewHolds(&f.opts.Limits)
+	f.ctx, f.cancel = context.WithCancelCause(context.Background())
+	return f
+}
+
+// Forward makes connections to a port go to t. If they went to another target, those there are end, and the port stays
+// open. A port that can not be opened, because another program has it, is tried again until Unforward; [Forwarder.Status]
+// says so. After Shutdown nothing happens.
+func (f *Forwarder) Forward(port int, t Target) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return
+	}
+	if w := f.ports[port]; w != nil {
+		if w.target != t {
+			w.leave(errUnforwarded)
+			w.aim(f.ctx, t)
+		}
+		return
+	}
+	w := newForward(f, port)
+	w.aim(f.ctx, t)
+	f.ports[port] = w
+	w.listener, w.err = f.listen(w)
+	listener, err := w.listener, w.err
+	f.running.Go(func() { w.run(listener, err) })
+}
+
+// Unforward closes a port and ends its connections. It does nothing for a port that is not forwarded.
+func (f *Forwarder) Unforward(port int) {
+	f.mu.Lock()
+	w := f.ports[port]
+	if w == nil {
+		f.mu.Unlock()
+		return
+	}
+	delete(f.ports, port)
+	w.close()
+	w.leave(errUnforwarded)
+	f.mu.Unlock()
+	<-w.ended // the port is free only then
+}
+
+// Status returns nil if a port is open, and else why it is not: NotFound if it is not forwarded.
+func (f *Forwarder) Status(port int) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if w := f.ports[port]; w != nil {
+		return w.err
+	}
+	return fmt.Errorf("port %d is not forwarded: %w", port, errdefs.ErrNotFound)
+}
+
+// Stats returns the counters.
+func (f *Forwarder) Stats() ForwarderStats {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	stats := f.stats
+	stats.Forwards = len(f.ports)
+	for _, w := range f.ports {
+		if w.err != nil {
+			stats.Unopened++
+		}
+	}
+	all := f.connections.Stats()
+	stats.Live = all.Held
+	stats.RefusedWebspace, stats.RefusedSource, stats.RefusedTotal = all.RefusedWebspace, all.RefusedSource, all.RefusedTotal
+	stats.Holds = f.opts.Holds.Stats()
+	return stats
+}
+
+// Shutdown closes the ports, then waits for the connections that are under way, held ones among them. When ctx ends before
+// they do, they are cut off, and the error is ctx's. Either way nothing of the forwarder runs any more when it returns,
+// unless the Activator does not return. It may be called again.
+func (f *Forwarder) Shutdown(ctx context.Context) error {
+	f.mu.Lock()
+	f.closed = true
+	for port, w := range f.ports {
+		delete(f.ports, port)
+		w.close()
+	}
+	f.mu.Unlock()
+	quiet := make(chan struct{})
+	go func() {
+		f.running.Wait()
+		close(quiet)
+	}()
+	var err error
+	select {
+	case <-quiet:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	f.cancel(errForwarderClosed)
+	<-quiet
+	return err
+}
+
+func (f *Forwarder) listen(w *forward) (net.Listener, error) {
+	config := net.ListenConfig{
+		// What is accepted has the options of the listener.
+		Control:         abandonUnacknowledged,
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 3},
+	}
+	config.SetMultipathTCP(false) // the kernel does not splice it
+	host := ""
+	if f.opts.ListenAddress.IsValid() {
+		host = f.opts.ListenAddress.String()
+	}
+	return config.Listen(w.ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(w.port)))
+}
+
+func (f *Forwarder) count(change func(*ForwarderStats)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(&f.stats)
+}
+
+// Why the forwarder itself ends connections.
+var (
+	errUnforwarded     = errors.New("the port is not forwarded there any more")
+	errForwarderClosed = errors.New("the forwarder shuts down")
+)

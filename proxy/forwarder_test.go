@@ -1,0 +1,525 @@
+package proxy_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/net/nettest"
+
+	"github.com/netsoc/webspaced/proxy"
+)
+
+var loopback = netip.MustParseAddr("127.0.0.1")
+
+// harbour is a forwarder of ports of loopback.
+type harbour struct {
+	*proxy.Forwarder
+	activator *fakeActivator
+}
+
+// blamed returns why endpoints were given back.
+func (h *harbour) blamed() []error {
+	h.activator.mu.Lock()
+	defer h.activator.mu.Unlock()
+	return slices.Clone(h.activator.blamed)
+}
+
+func forwarder(t testing.TB, activator *fakeActivator, opts *proxy.ForwarderOptions) *harbour {
+	var o proxy.ForwarderOptions
+	if opts != nil {
+		o = *opts
+	}
+	if !o.ListenAddress.IsValid() {
+		o.ListenAddress = loopback
+	}
+	h := &harbour{proxy.NewForwarder(activator, &o), activator}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = h.Shutdown(ctx)
+		require.NoError(t, h.Shutdown(context.Background()), "again")
+		require.Zero(t, activator.out.Load(), "endpoints not released")
+		require.Zero(t, activator.doubled.Load(), "endpoints released twice")
+		stats := h.Stats()
+		require.Zero(t, stats.Live)
+		require.Zero(t, stats.Holds.Held)
+		require.Zero(t, stats.Forwards)
+	})
+	return h
+}
+
+// open forwards some free port.
+func (h *harbour) open(t testing.TB, target proxy.Target) int {
+	t.Helper()
+	for {
+		port := int(closedPort(t).Port())
+		h.Forward(port, target)
+		if h.Status(port) == nil {
+			return port
+		}
+		h.Unforward(port)
+	}
+}
+
+func dialPort(t testing.TB, port int) *net.TCPConn {
+	t.Helper()
+	return dialFrom(t, netip.Addr{}, port)
+}
+
+func dialFrom(t testing.TB, source netip.Addr, port int) *net.TCPConn {
+	t.Helper()
+	conn, err := tryFrom(source, port)
+	require.NoError(t, err)
+	t.Cleanup(func() { conn.Close() })
+	require.NoError(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
+	return conn.(*net.TCPConn)
+}
+
+func tryFrom(source netip.Addr, port int) (net.Conn, error) {
+	var dialer net.Dialer
+	if source.IsValid() {
+		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0))
+	}
+	return dialer.Dial("tcp", netip.AddrPortFrom(loopback, uint16(port)).String())
+}
+
+// isRefused requires that a connection is reset at once, which may be before its client knows that it has one.
+func isRefused(t testing.TB, source netip.Addr, port int) {
+	t.Helper()
+	conn, err := tryFrom(source, port)
+	if err == nil {
+		_, err = io.Copy(io.Discard, conn)
+		conn.Close()
+	}
+	require.ErrorIs(t, err, syscall.ECONNRESET)
+}
+
+// server serves each connection with a function, and closes it then.
+func server(t testing.TB, handle func(*net.TCPConn)) netip.AddrPort {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	var group sync.WaitGroup
+	group.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			group.Go(func() {
+				defer conn.Close()
+				handle(conn.(*net.TCPConn))
+			})
+		}
+	})
+	t.Cleanup(func() { l.Close(); group.Wait() })
+	return netip.MustParseAddrPort(l.Addr().String())
+}
+
+// echo sends back what it gets, then its end.
+func echo(t testing.TB) netip.AddrPort {
+	return server(t, func(conn *net.TCPConn) { _, _ = io.Copy(conn, conn) })
+}
+
+func echoes(t testing.TB, conn *net.TCPConn, text string) {
+	t.Helper()
+	_, err := io.WriteString(conn, text)
+	require.NoError(t, err)
+	got := make([]byte, len(text))
+	_, err = io.ReadFull(conn, got)
+	require.NoError(t, err)
+	require.Equal(t, text, string(got))
+}
+
+// wasReset requires that a connection is cut off, which is not its end.
+func wasReset(t testing.TB, conn net.Conn) {
+	t.Helper()
+	_, err := io.Copy(io.Discard, conn)
+	require.ErrorIs(t, err, syscall.ECONNRESET)
+}
+
+var db = proxy.Target{Webspace: "alice", Port: 5432}
+
+func TestForwarderHolds(t *testing.T) {
+	boot := make(chan struct{})
+	activator := booting(echo(t), boot)
+	h := forwarder(t, activator, nil)
+	port := h.open(t, db)
+	silent, talking := dialPort(t, port), dialPort(t, port)
+	_, err := io.WriteString(talking, "first ")
+	require.NoError(t, err)
+	require.NoError(t, talking.CloseWrite()) // it may still want an answer
+	eventually(t, "both are held", func() bool { return h.Stats().Holds.Held == 2 })
+	close(boot)
+	all, err := io.ReadAll(talking)
+	require.NoError(t, err)
+	require.Equal(t, "first ", string(all))
+	echoes(t, silent, "hello")
+	require.Zero(t, h.Stats().Holds.Held)
+	require.NoError(t, silent.CloseWrite())
+	_, err = silent.Read(make([]byte, 1))
+	require.ErrorIs(t, err, io.EOF)
+	eventually(t, "nothing is left", func() bool { return h.Stats().Live == 0 && activator.out.Load() == 0 })
+}
+
+// A thousand clients of 250 sources come at once, and all are served.
+func TestForwarderHerd(t *testing.T) {
+	const clients, sources = 1000, 250
+	boot := make(chan struct{})
+	activator := booting(echo(t), boot)
+	h := forwarder(t, activator, nil)
+	port := h.open(t, db)
+	var group sync.WaitGroup
+	for i := range clients {
+		group.Go(func() {
+			conn := dialFrom(t, netip.AddrFrom4([4]byte{127, 0, 1, byte(1 + i%sources)}), port)
+			defer conn.Close()
+			echoes(t, conn, strconv.Itoa(i))
+		})
+	}
+	eventually(t, "all are held", func() bool { return h.Stats().Holds.Held == clients })
+	require.Equal(t, sources, h.Stats().Holds.Sources)
+	close(boot)
+	group.Wait()
+	require.Zero(t, h.Stats().Failures)
+}
+
+// The end of what one side sends reaches the other, which goes on sending.
+func TestForwarderHalfClose(t *testing.T) {
+	const size = 8 << 20
+	h := forwarder(t, running(server(t, func(conn *net.TCPConn) {
+		n, _ := io.Copy(io.Discard, conn)
+		fmt.Fprintf(conn, "%d", n)
+	})), nil)
+	conn := dialPort(t, h.open(t, db))
+	_, err := io.CopyN(conn, zeros{}, size)
+	require.NoError(t, err)
+	require.NoError(t, conn.CloseWrite())
+	answer, err := io.ReadAll(conn)
+	require.NoError(t, err)
+	require.Equal(t, strconv.Itoa(size), string(answer))
+
+	got := make(chan int64, 1)
+	h = forwarder(t, running(server(t, func(conn *net.TCPConn) {
+		_, _ = io.CopyN(conn, zeros{}, size)
+		_ = conn.CloseWrite()
+		n, _ := io.Copy(io.Discard, conn)
+		got <- n
+	})), nil)
+	conn = dialPort(t, h.open(t, db))
+	n, err := io.Copy(io.Discard, conn)
+	require.NoError(t, err)
+	require.EqualValues(t, size, n)
+	_, err = io.CopyN(conn, zeros{}, size)
+	require.NoError(t, err)
+	require.NoError(t, conn.Close())
+	require.EqualValues(t, size, <-got)
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// What was cut off does not look like an end on the other side.
+func TestForwarderPassesResetsOn(t *testing.T) {
+	for range 50 {
+		ended := make(chan error, 1)
+		h := forwarder(t, running(server(t, func(conn *net.TCPConn) {
+			_, err := io.Copy(io.Discard, conn)
+			ended <- err
+		})), nil)
+		conn := dialPort(t, h.open(t, db))
+		_, err := io.WriteString(conn, "half a sen")
+		require.NoError(t, err)
+		require.NoError(t, conn.SetLinger(0))
+		require.NoError(t, conn.Close())
+		require.ErrorIs(t, <-ended, syscall.ECONNRESET)
+	}
+	for range 50 {
+		h := forwarder(t, running(server(t, func(conn *net.TCPConn) {
+			_, _ = io.WriteString(conn, "half a sen")
+			_, _ = conn.Read(make([]byte, 1))
+			_ = conn.SetLinger(0)
+		})), nil)
+		conn := dialPort(t, h.open(t, db))
+		_, err := io.ReadFull(conn, make([]byte, 10))
+		require.NoError(t, err)
+		_, err = io.WriteString(conn, "x")
+		require.NoError(t, err)
+		wasReset(t, conn)
+	}
+}
+
+// Whoever only looks whether a port is open boots nothing.
+func TestForwarderScan(t *testing.T) {
+	activator := &fakeActivator{}
+	h := forwarder(t, activator, nil)
+	port := h.open(t, db)
+	for i := range 100 {
+		conn := dialPort(t, port)
+		if i%2 == 0 {
+			require.NoError(t, conn.SetLinger(0))
+		}
+		require.NoError(t, conn.Close())
+	}
+	eventually(t, "all are gone", func() bool { return h.Stats().ClientsGone == 100 })
+	require.Zero(t, activator.activations.Load())
+}
+
+func TestForwarderClientLeavesWhileHeld(t *testing.T) {
+	for name, leave := range map[string]func(*net.TCPConn){
+		"silent": func(conn *net.TCPConn) {},
+		"reset": func(conn *net.TCPConn) {
+			_, _ = io.WriteString(conn, "x")
+			_ = conn.SetLinger(0)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := forwarder(t, booting(netip.AddrPort{}, nil), nil)
+			conn := dialPort(t, h.open(t, db))
+			eventually(t, "held", func() bool { return h.Stats().Holds.Held == 1 })
+			leave(conn)
+			require.NoError(t, conn.Close())
+			eventually(t, "free", func() bool { return h.Stats().Holds.Held == 0 && h.Stats().ClientsGone == 1 })
+		})
+	}
+}
+
+func TestForwarderDialsAgain(t *testing.T) {
+	address, down := echo(t), closedPort(t)
+	tries := 0
+	activator := &fakeActivator{
+		ready: func(proxy.Target) (netip.AddrPort, bool) { return down, true },
+		activate: func(context.Context, proxy.Target) (netip.AddrPort, error) {
+			if tries++; tries <= 5 {
+				return down, nil
+			}
+			return address, nil
+		},
+	}
+	h := forwarder(t, activator, nil)
+	echoes(t, dialPort(t, h.open(t, db)), "hello")
+	require.EqualValues(t, 6, h.Stats().DialErrors)
+	require.Len(t, h.blamed(), 6)
+}
+
+func TestForwarderGivesUp(t *testing.T) {
+	for name, activate := range map[string]func(context.Context, proxy.Target) (netip.AddrPort, error){
+		"failure": func(context.Context, proxy.Target) (netip.AddrPort, error) {
+			return netip.AddrPort{}, &proxy.Failure{Reason: "No.", Err: errdefs.ErrUnavailable}
+		},
+		"too slow": func(ctx context.Context, _ proxy.Target) (netip.AddrPort, error) {
+			<-ctx.Done()
+			return netip.AddrPort{}, ctx.Err()
+		},
+		"never there": func(context.Context, proxy.Target) (netip.AddrPort, error) { return closedPort(t), nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := forwarder(t, &fakeActivator{activate: activate}, &proxy.ForwarderOptions{HoldTimeout: 300 * time.Millisecond})
+			conn := dialPort(t, h.open(t, db))
+			wasReset(t, conn)
+			eventually(t, "counted", func() bool { return h.Stats().Failures == 1 && h.Stats().Live == 0 })
+		})
+	}
+}
+
+func TestForwarderLimits(t *testing.T) {
+	h := forwarder(t, running(echo(t)), &proxy.ForwarderOptions{Limits: proxy.HoldLimits{Webspace: 3, Source: 2, Total: 4}})
+	a, b := h.open(t, proxy.Target{Webspace: "a", Port: 1}), h.open(t, proxy.Target{Webspace: "b", Port: 1})
+	source := func(n byte) netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, n}) }
+	first := dialFrom(t, source(1), a)
+	echoes(t, first, "x")
+	echoes(t, dialFrom(t, source(1), a), "x")
+	isRefused(t, source(1), b)
+	echoes(t, dialFrom(t, source(2), a), "x")
+	isRefused(t, source(3), a)
+	echoes(t, dialFrom(t, source(3), b), "x")
+	isRefused(t, source(4), b)
+	stats := h.Stats()
+	require.Equal(t, [3]uint64{1, 1, 1}, [3]uint64{stats.RefusedSource, stats.RefusedWebspace, stats.RefusedTotal})
+	require.Equal(t, 4, stats.Live)
+	require.NoError(t, first.Close())
+	eventually(t, "there is room", func() bool { return h.Stats().Live == 3 })
+	echoes(t, dialFrom(t, source(1), a), "x")
+
+	h = forwarder(t, booting(netip.AddrPort{}, nil), &proxy.ForwarderOptions{Holds: proxy.NewHolds(&proxy.HoldLimits{Webspace: 1})})
+	port := h.open(t, db)
+	dialPort(t, port)
+	eventually(t, "held", func() bool { return h.Stats().Holds.Held == 1 })
+	wasReset(t, dialPort(t, port))
+	require.EqualValues(t, 1, h.Stats().Holds.RefusedWebspace)
+}
+
+// A port that somebody has is opened when it is free, and no other port waits for it.
+func TestForwarderPortTaken(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer taken.Close()
+	port := taken.Addr().(*net.TCPAddr).Port
+	h := forwarder(t, running(echo(t)), nil)
+	require.True(t, errdefs.IsNotFound(h.Status(port)))
+	h.Forward(port, db)
+	require.ErrorIs(t, h.Status(port), syscall.EADDRINUSE)
+	require.Equal(t, 1, h.Stats().Unopened)
+	echoes(t, dialPort(t, h.open(t, db)), "x")
+	require.NoError(t, taken.Close())
+	eventually(t, "it is open", func() bool { return h.Status(port) == nil })
+	echoes(t, dialPort(t, port), "x")
+	require.Zero(t, h.Stats().Unopened)
+
+	h.Unforward(port)
+	h.Unforward(port)
+	again, err := net.Listen("tcp", netip.AddrPortFrom(loopback, uint16(port)).String())
+	require.NoError(t, err, "Unforward frees the port")
+	defer again.Close()
+	h.Forward(port, db)
+	require.ErrorIs(t, h.Status(port), syscall.EADDRINUSE)
+	h.Unforward(port)
+	require.True(t, errdefs.IsNotFound(h.Status(port)))
+}
+
+func TestForwarderChanges(t *testing.T) {
+	name := func(name string) netip.AddrPort {
+		return server(t, func(conn *net.TCPConn) { _, _ = io.WriteString(conn, name); _, _ = io.Copy(io.Discard, conn) })
+	}
+	addresses := map[int]netip.AddrPort{1: name("one"), 2: name("two")}
+	boot := make(chan struct{})
+	activator := &fakeActivator{
+		ready: func(target proxy.Target) (netip.AddrPort, bool) { return addresses[target.Port], target.Port < 3 },
+		activate: func(ctx context.Context, _ proxy.Target) (netip.AddrPort, error) {
+			<-ctx.Done()
+			return netip.AddrPort{}, ctx.Err()
+		},
+	}
+	defer close(boot)
+	h := forwarder(t, activator, nil)
+	greeting := func(conn net.Conn) string {
+		text := make([]byte, 3)
+		_, err := io.ReadFull(conn, text)
+		require.NoError(t, err)
+		return string(text)
+	}
+	port, other := h.open(t, proxy.Target{Port: 1}), h.open(t, proxy.Target{Port: 1})
+	bystander, old := dialPort(t, other), dialPort(t, port)
+	require.Equal(t, "one", greeting(bystander))
+	require.Equal(t, "one", greeting(old))
+	h.Forward(port, proxy.Target{Port: 2})
+	wasReset(t, old)
+	old = dialPort(t, port)
+	require.Equal(t, "two", greeting(old))
+	h.Forward(port, proxy.Target{Port: 2}) // nothing has changed
+	_, err := io.WriteString(old, "x")
+	require.NoError(t, err)
+	h.Forward(port, proxy.Target{Port: 3})
+	wasReset(t, old)
+	held := dialPort(t, port)
+	eventually(t, "held", func() bool { return h.Stats().Holds.Held == 1 })
+	h.Unforward(port)
+	wasReset(t, held)
+	eventually(t, "only the bystander is left", func() bool { return h.Stats().Live == 1 && activator.out.Load() == 1 })
+	_, err = net.Dial("tcp", netip.AddrPortFrom(loopback, uint16(port)).String())
+	require.ErrorIs(t, err, syscall.ECONNREFUSED)
+	require.NoError(t, bystander.SetReadDeadline(time.Now()))
+	_, err = bystander.Read(make([]byte, 1))
+	require.True(t, errors.Is(err, context.DeadlineExceeded) || err.(net.Error).Timeout(), "%v", err)
+}
+
+// One port comes and goes among two thousand, which do not notice.
+func TestForwarderManyPorts(t *testing.T) {
+	const forwards = 2000
+	h := forwarder(t, running(echo(t)), nil)
+	ports := make([]int, forwards)
+	conns := make([]*net.TCPConn, 50)
+	for i := range ports {
+		ports[i] = h.open(t, db)
+	}
+	for i := range conns {
+		conns[i] = dialPort(t, ports[i*40])
+		echoes(t, conns[i], "x")
+	}
+	for range 100 {
+		h.Unforward(h.open(t, db))
+	}
+	require.Equal(t, forwards, h.Stats().Forwards)
+	for _, conn := range conns {
+		echoes(t, conn, "y")
+	}
+	for _, port := range ports {
+		require.NoError(t, h.Status(port))
+	}
+}
+
+func TestForwarderIdle(t *testing.T) {
+	h := forwarder(t, running(echo(t)), &proxy.ForwarderOptions{IdleTimeout: 2 * time.Second})
+	port := h.open(t, db)
+	idle, busy := dialPort(t, port), dialPort(t, port)
+	echoes(t, idle, "x")
+	ended := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, idle)
+		ended <- err
+	}()
+	for began := time.Now(); time.Since(began) < 4*time.Second; time.Sleep(100 * time.Millisecond) {
+		echoes(t, busy, "x")
+	}
+	require.ErrorIs(t, <-ended, syscall.ECONNRESET)
+	echoes(t, busy, "x")
+}
+
+func TestForwarderShutdown(t *testing.T) {
+	h := forwarder(t, running(echo(t)), nil)
+	port := h.open(t, db)
+	conn := dialPort(t, port)
+	echoes(t, conn, "x")
+	done := make(chan error, 1)
+	go func() { done <- h.Shutdown(t.Context()) }()
+	eventually(t, "closed", func() bool { return h.Stats().Forwards == 0 })
+	echoes(t, conn, "what is under way goes on")
+	h.Forward(port, db)
+	require.True(t, errdefs.IsNotFound(h.Status(port)))
+	require.NoError(t, conn.Close())
+	require.NoError(t, <-done)
+
+	h = forwarder(t, running(echo(t)), nil)
+	conn = dialPort(t, h.open(t, db))
+	echoes(t, conn, "x")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.ErrorIs(t, h.Shutdown(ctx), context.Canceled)
+	wasReset(t, conn)
+}
+
+// A forwarded connection, held at first, is as good as any.
+func TestForwarderConn(t *testing.T) {
+	nettest.TestConn(t, func() (client, target net.Conn, stop func(), err error) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		boot := make(chan struct{})
+		close(boot)
+		h := forwarder(t, booting(netip.MustParseAddrPort(l.Addr().String()), boot), nil)
+		client, err = net.Dial("tcp", netip.AddrPortFrom(loopback, uint16(h.open(t, db))).String())
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		target, err = l.Accept()
+		return client, target, func() {
+			client.Close()
+			target.Close()
+			l.Close()
+			_ = h.Shutdown(t.Context())
+		}, err
+	})
+}
