@@ -97,6 +97,7 @@ func (m *Manager) Create(ctx context.Context, user identity.User, req CreateRequ
 	affected, _ := m.index.update(name, user.ID, math.MaxUint64, func(v *view) {
 		*v = view{known: true, status: StatusStopped, record: r, username: user.Username, label: label, hosts: m.hosts(label, r)}
 	})
+	m.updatePorts(name)
 	m.dirty(name)
 	m.reroute(affected...)
 	return r.Webspace.clone(), nil
@@ -182,6 +183,7 @@ func (m *Manager) Delete(ctx context.Context, id identity.UserID) error {
 		// as soon as the instance is gone.
 		m.index.adjust(name, func(v *view) { v.deleting = true })
 		defer m.index.adjust(name, func(v *view) { v.deleting = false })
+		m.updatePorts(name)
 		if err := m.settle(ctx, name); err != nil {
 			return fmt.Errorf("remove the route of webspace %s: %w", name, err)
 		}

@@ -32,11 +32,13 @@ type Manager struct {
 	boots       chan struct{} // one value for each boot under way
 	setups      chan struct{} // one value for each creation that is at work in its instance
 
-	queue  *queue // to be reconciled
-	probes *queue // to be probed, because nobody knows whether they are ready
-	routes routes
-	resync chan struct{}
-	synced chan struct{} // closed after the first full read
+	queue     *queue // to be reconciled
+	probes    *queue // to be probed, because nobody knows whether they are ready
+	routes    routes
+	forwarder PortForwarder // nil: there is none
+	forwards  forwards
+	resync    chan struct{}
+	synced    chan struct{} // closed after the first full read
 }
 
 // NewManager returns a Manager of the webspaces in a runtime. directory knows their users; domain is the platform's own:
@@ -55,7 +57,7 @@ func NewManager(runtime Runtime, directory identity.Directory, domain string, op
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	return &Manager{
+	m := &Manager{
 		runtime: runtime, directory: directory, learner: learner, zone: zone, opts: o, log: o.Logger,
 		index:       newIndex(),
 		activations: newFlights[proxy.Target, struct{}](),
@@ -63,9 +65,14 @@ func NewManager(runtime Runtime, directory identity.Directory, domain string, op
 		setups:      make(chan struct{}, o.Boots),
 		queue:       newQueue(100*time.Millisecond, 5*time.Millisecond, 30*time.Second),
 		probes:      newQueue(100*time.Millisecond, time.Second, time.Second),
+		forwards:    forwards{byName: make(map[string]map[int]proxy.Target)},
 		resync:      make(chan struct{}, 1),
 		synced:      make(chan struct{}),
-	}, nil
+	}
+	if o.Forwarder != nil {
+		m.forwarder = o.Forwarder(m)
+	}
+	return m, nil
 }
 
 // Close ends all activations under way and waits for them. Webspaces and routes stay as they are. It is idempotent.

@@ -206,5 +206,6 @@ func (m *Manager) forget(name string, since uint64) {
 		m.dirty(name)
 		return
 	}
+	m.updatePorts(name)
 	m.reroute(affected...)
 }

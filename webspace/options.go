@@ -9,6 +9,7 @@ import (
 
 	"github.com/netsoc/webspaced/identity"
 	"github.com/netsoc/webspaced/provider"
+	"github.com/netsoc/webspaced/proxy"
 )
 
 // Mode says where the routes of running webspaces point.
@@ -60,6 +61,8 @@ type Options struct {
 
 	// Ports bounds port forwards [49152 to 65535, 64 each webspace].
 	Ports PortRange
+	// Forwarder makes what serves the port forwards; it is given the Manager. nil: they are only remembered.
+	Forwarder func(proxy.Activator) PortForwarder
 	// MaxDomains bounds the custom domains of a webspace [20].
 	MaxDomains int
 	// VerifyDomain proves that a user controls a domain (in canonical form). Errors are InvalidArgument and tell the

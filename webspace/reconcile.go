@@ -20,7 +20,7 @@ const (
 	probers = 32
 )
 
-// Run keeps routes in agreement with the webspaces until ctx ends, which is its only way to return. Webspaces and routes
+// Run keeps routes and port forwards in agreement with the webspaces until ctx ends, which is its only way to return. Webspaces and routes
 // stay as they are then. Events of the runtime only say which webspace to look at; what counts is what is read, for each
 // webspace after an event and for all of them now and then, so that lost, doubled and reordered events do no harm.
 func (m *Manager) Run(ctx context.Context) error {
@@ -186,7 +186,7 @@ func (m *Manager) sync(ctx context.Context, guard *removalGuard) (next time.Dura
 		for _, name := range affected {
 			changed[name] = true
 		}
-		if e, _ := m.unremembered(instance.Name); e != nil {
+		if e, _ := m.unremembered(instance.Name); e != nil || m.unforwarded(instance.Name) {
 			changed[instance.Name] = true
 		}
 	}
@@ -245,7 +245,7 @@ func (g *removalGuard) allows(gone map[string]bool, total int) bool {
 	return !odd || confirmed
 }
 
-// reconcile reads one webspace and makes its route agree with it. The work does not grow with the number of webspaces.
+// reconcile reads one webspace and makes its port forwards and its route agree with it. The work does not grow with the number of webspaces.
 func (m *Manager) reconcile(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -255,6 +255,7 @@ func (m *Manager) reconcile(ctx context.Context, name string) error {
 			return err
 		}
 	}
+	m.updatePorts(name)
 	if err := m.updateRoute(ctx, name); err != nil {
 		return err
 	}

@@ -241,7 +241,8 @@ type Summary struct {
 	Hosts    []string // that it answers to
 	// Backend of its route; empty if it has none.
 	Backend string
-	// Problem is why it is quarantined, has no route or could not be booted, for its owner and the operator.
+	// Problem is why it is quarantined, has no route, has a port forward that does not work or could not be booted, for its
+	// owner and the operator.
 	Problem string
 }
 
@@ -295,6 +296,7 @@ func (m *Manager) problem(e *entry) string {
 	for _, host := range lost {
 		problems = append(problems, host+" belongs to another webspace")
 	}
+	problems = append(problems, m.portProblems(e)...)
 	if err := e.activation.lastError(); err != nil {
 		problems = append(problems, "could not be started: "+err.Error())
 	}

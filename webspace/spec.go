@@ -81,6 +81,7 @@ func (m *Manager) write(ctx context.Context, r record, revision string) error {
 		v.record = r
 		v.hosts = m.hosts(v.label, r)
 	})...)
+	m.updatePorts(r.Instance)
 	return nil
 }
 
