@@ -16,14 +16,15 @@ import (
 	"github.com/netsoc/webspaced/webspace"
 )
 
-// daemon is what serve and demo have in common: a Manager behind an API and a gateway.
+// daemon is what serve and demo have in common: a Manager behind an API, a gateway and a forwarder.
 type daemon struct {
-	manager  *webspace.Manager
-	api      *openapi.Server
-	gateway  *proxy.Gateway
-	startup  time.Duration // how long requests wait until the webspaces have been read
-	shutdown time.Duration // how long requests under way may take once it has been told to end
-	log      *slog.Logger
+	manager   *webspace.Manager
+	api       *openapi.Server
+	gateway   *proxy.Gateway
+	forwarder *proxy.Forwarder
+	startup   time.Duration // how long requests wait until the webspaces have been read
+	shutdown  time.Duration // how long requests under way may take once it has been told to end
+	log       *slog.Logger
 
 	apiListener, gatewayListener net.Listener
 }
@@ -98,6 +99,11 @@ func (d *daemon) run(ctx context.Context) error {
 	closing.Go(func() {
 		if err := d.gateway.Shutdown(ending); err != nil {
 			d.log.Warn("requests through the gateway were cut off", "error", err)
+		}
+	})
+	closing.Go(func() {
+		if err := d.forwarder.Shutdown(ending); err != nil {
+			d.log.Warn("connections to forwarded ports were cut off", "error", err)
 		}
 	})
 	closing.Wait()

@@ -87,6 +87,10 @@ func demo(ctx context.Context, out, logs io.Writer, f demoFlags) (err error) {
 	const prefix = "demo-"
 	d.manager, err = webspace.NewManager(rt.Runtime, users, "localhost", &webspace.Options{
 		Prefix: prefix, Defaults: webspace.Config{HTTPPort: rt.port}, StopGrace: 5 * time.Second, Logger: log,
+		Forwarder: func(m proxy.Activator) webspace.PortForwarder {
+			d.forwarder = proxy.NewForwarder(m, &proxy.ForwarderOptions{ListenAddress: netip.MustParseAddr("127.0.0.1"), Logger: log})
+			return d.forwarder
+		},
 	})
 	if err != nil {
 		return err
@@ -102,7 +106,7 @@ func demo(ctx context.Context, out, logs io.Writer, f demoFlags) (err error) {
 		return errors.Join(err, <-served)
 	}
 	_, gatewayPort, _ := net.SplitHostPort(d.gatewayListener.Addr().String())
-	fmt.Fprintf(out, demoText, rt.what, gatewayPort, d.apiListener.Addr(), rt.afterwards)
+	fmt.Fprintf(out, demoText, rt.what, gatewayPort, d.apiListener.Addr(), rt.afterwards, rt.port)
 	err = <-served
 	cancel(nil)
 	fmt.Fprintln(out, "\nStopping the webspaces.")
@@ -122,6 +126,7 @@ const demoText = `webspaced demo, %[1]s
     curl -H 'Authorization: Bearer alice' http://%[3]s/v1/webspace/self
     curl -H 'Authorization: Bearer alice' http://%[3]s/v1/webspace/self/state
     curl -H 'Authorization: Bearer alice' http://%[3]s/v1/webspace/self/state -X DELETE   # shut down
+    curl -H 'Authorization: Bearer alice' http://%[3]s/v1/webspace/self/ports/%[5]d -X POST # forward a TCP port of this computer
 
   Bob has none yet. He creates one, and visits http://bob.localhost:%[2]s:
 

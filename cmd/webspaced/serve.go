@@ -76,12 +76,19 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, closeRuntime()) }()
-	d.manager, err = webspace.NewManager(runtime, users, string(c.Webspaces.Domain), managerOptions(c, routes, log))
+	holds := newHolds(c)
+	opts := managerOptions(c, routes, log)
+	opts.Forwarder = func(m proxy.Activator) webspace.PortForwarder {
+		d.forwarder = proxy.NewForwarder(m, &proxy.ForwarderOptions{Holds: holds, HoldTimeout: c.Gateway.HoldTimeout, Logger: log})
+		return d.forwarder
+	}
+	warnOfEphemeralPorts(opts.Ports, log)
+	d.manager, err = webspace.NewManager(runtime, users, string(c.Webspaces.Domain), opts)
 	if err != nil {
 		return err
 	}
 	d.api = openapi.NewServer(d.manager, auth, users, apiOptions(c, log))
-	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, log))
+	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, holds, log))
 	return d.run(ctx)
 }
 
@@ -174,11 +181,16 @@ func managerOptions(c *config.Config, routes provider.Provider, log *slog.Logger
 	return opts
 }
 
-func gatewayOptions(c *config.Config, log *slog.Logger) *proxy.GatewayOptions {
+// newHolds bounds what is held by the gateway and the forwarder together.
+func newHolds(c *config.Config) *proxy.Holds {
+	return proxy.NewHolds(&proxy.HoldLimits{
+		Webspace: c.Gateway.MaxHeldPerWebspace, Source: c.Gateway.MaxHeldPerSource, Total: c.Gateway.MaxHeld,
+	})
+}
+
+func gatewayOptions(c *config.Config, holds *proxy.Holds, log *slog.Logger) *proxy.GatewayOptions {
 	return &proxy.GatewayOptions{
-		Holds: proxy.NewHolds(&proxy.HoldLimits{
-			Webspace: c.Gateway.MaxHeldPerWebspace, Source: c.Gateway.MaxHeldPerSource, Total: c.Gateway.MaxHeld,
-		}),
+		Holds:          holds,
 		HoldTimeout:    c.Gateway.HoldTimeout,
 		TrustedProxies: c.Gateway.TrustedProxies,
 		Logger:         log,
