@@ -27,7 +27,8 @@ const failureTTL = time.Second
 
 // Cache remembers for a short time what an identity provider has answered. Of several askers of the same thing one asks
 // the provider, and the others wait for the answer. No token is kept: only its SHA-256. An answer to a token is not used
-// after the token's end. Cache is safe for concurrent use.
+// after the token's end. A [Learner] needs no cache, and would not be told of users behind one. Cache is safe for concurrent
+// use.
 type Cache struct {
 	auth      Authenticator
 	directory Directory

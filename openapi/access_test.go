@@ -52,8 +52,8 @@ var access = map[string]struct {
 	"clearLog":       {status: 204},
 	"exec":           {body: `{"command":"true"}`, status: 200},
 	"followEvents":   {status: 200},
-	"openTerminal":   {status: 501},
-	"openConsole":    {status: 501},
+	"openTerminal":   {status: 400}, // they are websockets, and these requests are not
+	"openConsole":    {status: 400},
 }
 
 // operations calls do for each operation of the document.

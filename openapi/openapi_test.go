@@ -101,7 +101,9 @@ func newAPIOn(t testing.TB, runtime webspace.Runtime, opts *openapi.Options) *ap
 	if opts == nil {
 		opts = &openapi.Options{Limits: openapi.Limits{Rate: -1, ExpensiveRate: -1}}
 	}
-	opts.Logger = log
+	if opts.Logger == nil {
+		opts.Logger = log
+	}
 	server := openapi.NewServer(a.manager, users, users, opts)
 	a.Handler, a.server = server, server
 	t.Cleanup(func() {
@@ -131,7 +133,7 @@ var newRouter = sync.OnceValues(func() (routers.Router, error) {
 	plainBodies()
 	doc, err := openapi3.NewLoader().LoadFromData(openapi.Document())
 	if err == nil {
-		err = doc.Validate(context.Background())
+		err = doc.Validate(context.Background(), openapi3.EnableExamplesValidation())
 	}
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"mime"
 	"net/http"
 	"slices"
@@ -121,6 +122,10 @@ func check(r *http.Request, route *routers.Route) error {
 			SkipSettingDefaults: true,
 		},
 	})
+	if err == nil && route.Operation.RequestBody == nil {
+		// What nobody asked for is read as well, while there is a deadline for reading.
+		_, err = io.Copy(io.Discard, r.Body)
+	}
 	if err == nil {
 		return nil
 	}

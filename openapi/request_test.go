@@ -3,7 +3,10 @@ package openapi_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -16,6 +19,7 @@ import (
 
 	"github.com/netsoc/webspaced/openapi"
 	"github.com/netsoc/webspaced/webspace"
+	"github.com/netsoc/webspaced/webspace/runtimetest"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -76,6 +80,27 @@ func TestHugeBody(t *testing.T) {
 		resp = a.as(t, "", "POST", "/v1/webspace/self", body)
 		require.Equal(t, http.StatusUnauthorized, resp.StatusCode, "without a token nothing is read")
 	}
+}
+
+// TestSlowBody promises a body, where none is needed too, and never sends it.
+func TestSlowBody(t *testing.T) {
+	a := newAPI(t, nil)
+	createAlice(t, a)
+	address := strings.TrimPrefix(serveAPI(t, a), "http://")
+	for _, line := range []string{"POST /v1/webspace/self/state", "POST /v1/webspace/bob", "PATCH /v1/webspace/self/config", "GET /v1/images"} {
+		conn, err := net.Dial("tcp", address)
+		require.NoError(t, err)
+		_, err = fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-token\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{", line)
+		require.NoError(t, err)
+		require.NoError(t, conn.SetReadDeadline(time.Now().Add(30*time.Second)))
+		answer, err := io.ReadAll(conn)
+		require.NoError(t, err, "it is cut off")
+		require.Contains(t, string(answer), " 400 ", line)
+		require.NoError(t, conn.Close())
+	}
+	state, err := a.manager.State(t.Context(), 1000)
+	require.NoError(t, err)
+	require.Equal(t, webspace.StatusStopped, state.Status)
 }
 
 func TestContentType(t *testing.T) {
@@ -188,7 +213,7 @@ func FuzzHandler(f *testing.F) {
 			}
 		}
 	}
-	a := newAPI(f, nil)
+	a := newAPIOn(f, runtimetest.NewFake(nil), &openapi.Options{Logger: quiet, Limits: openapi.Limits{Rate: -1, ExpensiveRate: -1}})
 	f.Fuzz(func(t *testing.T, method, path, body string, token bool) {
 		u, err := url.ParseRequestURI(path)
 		if err != nil || !strings.HasPrefix(path, "/") || method == "CONNECT" {

@@ -66,6 +66,7 @@ type Server struct {
 	next     http.Handler
 	sessions *sessions
 	origins  origins
+	log      *slog.Logger
 }
 
 // ServeHTTP implements [http.Handler].
@@ -94,7 +95,7 @@ func NewServer(manager *webspace.Manager, auth identity.Authenticator, dir ident
 	}
 	gate := access.NewGate(manager, auth, dir)
 	check := newRequestChecker(gate, newLimiter(o.Limits), fail)
-	s := &Server{sessions: newSessions(gate, o.Recheck, fail), origins: o.AllowedOrigins}
+	s := &Server{sessions: newSessions(gate, o.Recheck, fail), origins: o.AllowedOrigins, log: o.Logger}
 	mux := http.NewServeMux()
 	refuse := func(w http.ResponseWriter, r *http.Request, err error) {
 		fail(w, r, fmt.Errorf("%s: %w", describe(err), errdefs.ErrInvalidArgument))
@@ -119,14 +120,10 @@ func NewServer(manager *webspace.Manager, auth identity.Authenticator, dir ident
 // raw returns the operations that take the connection over or stream, by their pattern; none of them is generated.
 func (s *Server) raw() map[string]rawHandler {
 	return map[string]rawHandler{
-		"GET /v1/webspace/{username}/exec":    notYet,
-		"GET /v1/webspace/{username}/console": notYet,
+		"GET /v1/webspace/{username}/exec":    s.openTerminal,
+		"GET /v1/webspace/{username}/console": s.openConsole,
 		"GET /v1/webspace/{username}/events":  s.followEvents,
 	}
-}
-
-func notYet(http.ResponseWriter, *http.Request, access.Writer) error {
-	return fmt.Errorf("there are no terminals yet: %w", errdefs.ErrNotImplemented)
 }
 
 // parseDocument returns the document. It is a part of the program: a mistake in it is a mistake in the program.

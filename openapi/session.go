@@ -80,7 +80,11 @@ func (s *sessions) serve(w http.ResponseWriter, r *http.Request, serve rawHandle
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	defer context.AfterFunc(s.ctx, func() { end(context.Cause(s.ctx)) })()
-	return serve(w, r.WithContext(ctx), writer)
+	err = serve(w, r.WithContext(ctx), writer)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return cause
+	}
+	return err
 }
 
 // enter counts a session of a webspace.

@@ -99,41 +99,71 @@ func (a *activation) awaitBackoff(ctx context.Context) error {
 // ensureRunning starts the instance unless it runs, and returns where it is reached. The boot slot that a start takes
 // is held until done is called, because an instance that has just started is still busy booting.
 func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int) (at netip.AddrPort, booted bool, done func(), err error) {
-	done = func() {}
-	// The lock serialises this with stops, restarts and deletions: a request that comes while its webspace is being
-	// stopped waits here and then boots it again.
-	unlock, err := m.lifecycle.lock(ctx, e.name)
-	if err != nil {
-		return at, false, done, err
+	var slot func() // gives the boot slot back; nil without one
+	done = func() {
+		if slot != nil {
+			slot()
+		}
 	}
-	defer unlock()
 	defer func() {
 		if err != nil {
 			done()
 		}
 	}()
+	for {
+		// Back-off and slot come before the lock, so that a stop or a deletion does not wait behind the crowd.
+		if slot == nil && !m.index.look(e).runs() {
+			if slot, err = m.awaitSlot(ctx, e); err != nil {
+				return at, false, done, err
+			}
+		}
+		var again bool
+		if at, booted, again, err = m.startLocked(ctx, e, port, slot != nil); !again {
+			return at, booted, done, err
+		}
+	}
+}
 
+// runs reports whether there is nothing to start.
+func (v view) runs() bool { return v.status == StatusRunning || v.status == StatusStarting }
+
+// awaitSlot waits until the webspace may be booted, as far as its own failures and other webspaces are concerned.
+func (m *Manager) awaitSlot(ctx context.Context, e *entry) (release func(), err error) {
+	if err := e.activation.awaitBackoff(ctx); err != nil {
+		return nil, err
+	}
+	m.tell(e.name, NoticeQueued, queuedMessage)
+	select {
+	case m.boots <- struct{}{}:
+		return sync.OnceFunc(func() { <-m.boots }), nil
+	case <-ctx.Done():
+		return nil, &proxy.Failure{
+			Reason: "Too many webspaces are starting at the moment.", RetryAfter: 5 * time.Second,
+			Err: fmt.Errorf("no boot slot: %v: %w", ctx.Err(), errdefs.ErrResourceExhausted),
+		}
+	}
+}
+
+// startLocked is the part of ensureRunning under the lock, which serialises it with stops, restarts and deletions: a
+// request that comes while its webspace is being stopped waits here and then boots it again. again says that a start
+// takes a slot, which the caller has to get first.
+func (m *Manager) startLocked(ctx context.Context, e *entry, port int, slot bool) (at netip.AddrPort, booted, again bool, err error) {
+	unlock, err := m.lifecycle.lock(ctx, e.name)
+	if err != nil {
+		return at, false, false, err
+	}
+	defer unlock()
 	v, err := m.refresh(ctx, e.name)
 	if err != nil {
-		return at, false, done, err
+		return at, false, false, err
 	}
 	if !v.routable() {
-		return at, false, done, errNobody
+		return at, false, false, errNobody
 	}
 	var busy error
-	if v.status != StatusRunning && v.status != StatusStarting {
-		if err := e.activation.awaitBackoff(ctx); err != nil {
-			return at, false, done, err
-		}
-		m.tell(e.name, NoticeQueued, queuedMessage)
-		select {
-		case m.boots <- struct{}{}:
-			done = sync.OnceFunc(func() { <-m.boots })
-		case <-ctx.Done():
-			return at, false, done, &proxy.Failure{
-				Reason: "Too many webspaces are starting at the moment.", RetryAfter: 5 * time.Second,
-				Err: fmt.Errorf("no boot slot: %v: %w", ctx.Err(), errdefs.ErrResourceExhausted),
-			}
+	if !v.runs() {
+		if !slot {
+			return at, false, true, nil
 		}
 		booted = true
 		m.log.Info("booting", "webspace", e.name)
@@ -142,14 +172,14 @@ func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int) (at net
 		defer cancel()
 		if err := m.runtime.Start(start, e.name); err != nil {
 			if errdefs.IsNotFound(err) {
-				return at, false, done, errNobody
+				return at, false, false, errNobody
 			}
 			if ctx.Err() != nil {
-				return at, false, done, ctx.Err()
+				return at, false, false, ctx.Err()
 			}
 			if !errdefs.IsConflict(err) {
 				m.bootFailed(e, err)
-				return at, false, done, e.activation.failure(err)
+				return at, false, false, e.activation.failure(err)
 			}
 			busy = err // with shutting itself down, say; what comes of it is seen below
 		}
@@ -158,7 +188,7 @@ func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int) (at net
 	if busy != nil && err != nil {
 		err = fmt.Errorf("%w: %w", err, busy)
 	}
-	return netip.AddrPortFrom(address, uint16(port)), booted, done, err
+	return netip.AddrPortFrom(address, uint16(port)), booted, false, err
 }
 
 // awaitAddress reads the instance until it runs and has an address. With pinned addresses that is at once.

@@ -53,6 +53,36 @@ func recordedName(t *testing.T, i webspace.Instance) any {
 	return r["username"]
 }
 
+// forgetName makes a record what it was in 2021.
+func forgetName(t *testing.T, w *world, name string) {
+	var r map[string]any
+	require.NoError(t, json.Unmarshal(w.instance(name).Record, &r))
+	delete(r, "username")
+	data, err := json.Marshal(r)
+	require.NoError(t, err)
+	require.NoError(t, w.runtime.SetRecord(t.Context(), name, data, ""))
+}
+
+// A directory that is away is no reason to forget names, even without routes that tell them.
+func TestUsernamesSurviveWhileTheDirectoryIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(w *world, _ *runtimetest.FakeOptions) { w.opts.Provider = nil })
+		name := w.create(1000)
+		w.settled()
+		w.users.add(1000, "Alicia")
+		time.Sleep(6 * time.Minute)
+		synctest.Wait()
+		require.Equal(t, "Alicia", recordedName(t, w.instance(name)))
+		w.stop()
+		w.users.fail(errdefs.ErrUnavailable)
+		w.start()
+		w.settled()
+		target, err := w.Route("alicia.example.test")
+		require.NoError(t, err)
+		require.Equal(t, name, target.Webspace)
+	})
+}
+
 func TestUsernamesSurviveForADirectoryThatForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		directory := newForgetful()
@@ -100,7 +130,7 @@ func TestRecordsLearnUsernames(t *testing.T) {
 		w := newWorld(t, nil)
 		for id := range 40 {
 			w.users.add(webspaceUser(id), fmt.Sprintf("user%d", id))
-			w.create(webspaceUser(id))
+			forgetName(t, w, w.create(webspaceUser(id)))
 		}
 		w.settled()
 		require.Nil(t, recordedName(t, w.instance("ws-u2039")), "a directory that can be asked needs no memory")

@@ -56,10 +56,7 @@ func (m *Manager) Create(ctx context.Context, user identity.User, req CreateRequ
 		return Webspace{}, err
 	}
 
-	r := record{Webspace: Webspace{User: user.ID, Config: m.opts.Defaults, Ports: map[int]int{}}, Instance: name, Creating: true}
-	if m.learner != nil {
-		r.Username = user.Username
-	}
+	r := record{Webspace: Webspace{User: user.ID, Config: m.opts.Defaults, Ports: map[int]int{}}, Instance: name, Username: user.Username, Creating: true}
 	if setup.ssh {
 		port, release, ok := m.index.reservePort(m.opts.Ports.First, m.opts.Ports.Last)
 		if !ok {
@@ -192,6 +189,8 @@ func (m *Manager) Delete(ctx context.Context, id identity.UserID) error {
 			return err
 		}
 	}
+	ctx, cancel := m.detached(ctx)
+	defer cancel()
 	if instance.Status == StatusRunning {
 		if err := m.runtime.Stop(ctx, name, m.opts.StopGrace); err != nil && !errdefs.IsNotFound(err) {
 			return m.wrap(id, err)
@@ -210,24 +209,31 @@ var errRunning = fmt.Errorf("the webspace is running: %w", errdefs.ErrConflict)
 // Start starts a webspace; it does not wait until it is ready. Conflict if it runs already.
 func (m *Manager) Start(ctx context.Context, id identity.UserID) error {
 	name := instanceName(m.opts.Prefix, id)
-	unlock, err := m.lifecycle.lock(ctx, name)
-	if err != nil {
+	check := func() error {
+		_, instance, err := m.read(ctx, id)
+		if err == nil && instance.Status == StatusRunning {
+			return errRunning
+		}
 		return err
 	}
-	defer unlock()
-	_, instance, err := m.read(ctx, id)
-	if err != nil {
+	if err := check(); err != nil {
 		return err
 	}
-	if instance.Status == StatusRunning {
-		return errRunning
-	}
+	// The slot comes before the lock: a stop or a deletion does not wait behind the crowd.
 	m.tell(name, NoticeQueued, queuedMessage)
 	select {
 	case m.boots <- struct{}{}:
 		defer func() { <-m.boots }()
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+	unlock, err := m.lifecycle.lock(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := check(); err != nil {
+		return err
 	}
 	start, cancel := context.WithTimeout(ctx, m.opts.StartTimeout)
 	defer cancel()
@@ -293,6 +299,8 @@ func (m *Manager) halt(ctx context.Context, id identity.UserID, halt func(contex
 			return err
 		}
 	}
+	ctx, cancel := m.detached(ctx)
+	defer cancel()
 	if err := halt(ctx, name, m.opts.StopGrace); err != nil {
 		return m.wrap(id, err)
 	}
@@ -301,6 +309,12 @@ func (m *Manager) halt(ctx context.Context, id identity.UserID, halt func(contex
 		m.tellStanding(e) // a restart may look as if nothing had happened
 	}
 	return nil
+}
+
+// detached returns a context for what has to be finished once it has begun, whether or not the caller stays: a client that
+// leaves during a restart does not mean to have its webspace stopped.
+func (m *Manager) detached(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), m.opts.StopGrace+2*m.opts.StartTimeout)
 }
 
 // known returns the entry of an instance. One that no event has told of yet is read.

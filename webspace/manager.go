@@ -42,7 +42,7 @@ type Manager struct {
 }
 
 // NewManager returns a Manager of the webspaces in a runtime. directory knows their users; domain is the platform's own:
-// user alice's webspace is alice.domain. If the directory is an [identity.Learner], the records remember usernames for it.
+// user alice's webspace is alice.domain. Records remember usernames for when the directory can not tell.
 func NewManager(runtime Runtime, directory identity.Directory, domain string, opts *Options) (*Manager, error) {
 	if opts == nil {
 		opts = new(Options)

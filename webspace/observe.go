@@ -84,11 +84,14 @@ func (m *Manager) lookUp(ctx context.Context, id identity.UserID, instance Insta
 }
 
 // observe takes in an instance that was read after the given point of the index's history. If its user could not be
-// looked up, the default domain stays what it was, or what it is in the route that stands.
+// looked up, the default domain stays what it was, or what follows from the record, or what it is in the route that stands.
 func (m *Manager) observe(instance Instance, user identity.UserID, label userLabel, since uint64) (affected []string, ok bool) {
 	r, bad := decodeRecord(instance.Record, instance.Name, user, m.opts.Defaults)
 	if label.failed != nil {
-		label.label = m.storedLabel(instance.Name)
+		var err error
+		if label.label, err = Label(r.Username); err != nil {
+			label.label = m.storedLabel(instance.Name)
+		}
 	}
 	return m.index.update(instance.Name, user, since, func(v *view) {
 		if label.failed != nil && v.label != "" {
@@ -119,8 +122,7 @@ func (m *Manager) observe(instance Instance, user identity.UserID, label userLab
 	})
 }
 
-// rememberUsername writes a user's new name into the record, if the directory will have to be told of it: after a restart
-// it knows nobody.
+// rememberUsername writes a user's name into the record if it has changed.
 func (m *Manager) rememberUsername(ctx context.Context, name string) error {
 	e, username := m.unremembered(name)
 	if e == nil {
@@ -136,13 +138,14 @@ func (m *Manager) rememberUsername(ctx context.Context, name string) error {
 	return err
 }
 
-// unremembered returns the entry of a webspace whose record lacks its user's name as it is now; nil if there is none.
+// unremembered returns the entry of a webspace whose record has another name of its user than the directory; nil if there
+// is none. A record without any is as good, unless the directory will have to be told: after a restart it knows nobody.
 func (m *Manager) unremembered(name string) (e *entry, username string) {
-	if e = m.index.find(name); e == nil || m.learner == nil {
+	if e = m.index.find(name); e == nil {
 		return nil, ""
 	}
 	v := m.index.look(e)
-	if !v.known || v.bad != nil || v.record.Creating || v.deleting || v.username == "" || v.username == v.record.Username {
+	if m.learner == nil && v.record.Username == "" || !v.known || v.bad != nil || v.record.Creating || v.deleting || v.username == "" || v.username == v.record.Username {
 		return nil, ""
 	}
 	return e, v.username

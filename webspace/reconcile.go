@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/netsoc/webspaced/identity"
 	"github.com/netsoc/webspaced/provider"
 )
@@ -24,8 +26,10 @@ const (
 // stay as they are then. Events of the runtime only say which webspace to look at; what counts is what is read, for each
 // webspace after an event and for all of them now and then, so that lost, doubled and reordered events do no harm.
 func (m *Manager) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	defer cancel() // also when a backend panics: that must end the program, not leave it waiting here
 	wg.Go(func() { m.watch(ctx) })
 	for range workers {
 		wg.Go(func() {
@@ -117,7 +121,7 @@ func (m *Manager) requestResync() {
 
 // resyncLoop reads everything at the start, when it is asked for, and from time to time.
 func (m *Manager) resyncLoop(ctx context.Context) {
-	var guard removalGuard
+	var guard removalGuards
 	for failures := 0; ; {
 		next, err := m.sync(ctx, &guard)
 		switch {
@@ -146,7 +150,7 @@ func (m *Manager) resyncLoop(ctx context.Context) {
 
 // sync reads all webspaces and all routes, and queues the webspaces whose routes differ. It returns when to do so again
 // at the latest.
-func (m *Manager) sync(ctx context.Context, guard *removalGuard) (next time.Duration, err error) {
+func (m *Manager) sync(ctx context.Context, guard *removalGuards) (next time.Duration, err error) {
 	started := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
@@ -168,6 +172,14 @@ func (m *Manager) sync(ctx context.Context, guard *removalGuard) (next time.Dura
 	}
 
 	next = m.opts.Resync
+	if nameless := m.nameless(instances, labels); !guard.users.allows(nameless, len(instances)) {
+		m.log.Warn("most users seem to be gone; looking again before their webspaces lose their names", "gone", len(nameless))
+		for name := range nameless {
+			if user, ok := instanceUser(m.opts.Prefix, name); ok {
+				labels[user] = userLabel{failed: errSuspicious}
+			}
+		}
+	}
 	listed := make(map[string]bool, len(instances))
 	changed := make(map[string]bool) // whose routes may have to
 	for _, instance := range instances {
@@ -177,7 +189,7 @@ func (m *Manager) sync(ctx context.Context, guard *removalGuard) (next time.Dura
 		}
 		listed[instance.Name] = true
 		if labels[user].failed != nil {
-			next = 30 * time.Second
+			next = recheck
 		}
 		affected, ok := m.observe(instance, user, labels[user], since)
 		if !ok {
@@ -224,8 +236,8 @@ func (m *Manager) sync(ctx context.Context, guard *removalGuard) (next time.Dura
 			gone[name] = true
 		}
 	}
-	if !guard.allows(gone, len(listed)+len(gone)) {
-		next = time.Second
+	if !guard.routes.allows(gone, len(listed)+len(gone)) {
+		next = recheck
 		m.log.Warn("most webspaces seem to be gone; looking again before their routes are removed", "gone", len(gone), "left", len(listed))
 		clear(gone)
 	}
@@ -233,6 +245,31 @@ func (m *Manager) sync(ctx context.Context, guard *removalGuard) (next time.Dura
 	m.reroute(slices.Collect(maps.Keys(changed))...)
 	return next, nil
 }
+
+// recheck is when to look again after a look that is not to be trusted.
+const recheck = 15 * time.Second
+
+// errSuspicious stands in for answers that are not acted upon yet.
+var errSuspicious = fmt.Errorf("most users seem to be gone: %w", errdefs.ErrUnavailable)
+
+// nameless returns the webspaces that had a default domain and would lose it by these answers of the directory.
+func (m *Manager) nameless(instances []Instance, labels map[identity.UserID]userLabel) map[string]bool {
+	names := make(map[string]bool)
+	for _, instance := range instances {
+		user, ok := instanceUser(m.opts.Prefix, instance.Name)
+		if !ok || labels[user].failed != nil || labels[user].label != "" {
+			continue
+		}
+		e := m.index.find(instance.Name)
+		if e != nil && m.index.look(e).label != "" || m.storedLabel(instance.Name) != "" {
+			names[instance.Name] = true
+		}
+	}
+	return names
+}
+
+// removalGuards are those against an odd listing of instances and against an odd directory.
+type removalGuards struct{ routes, users removalGuard }
 
 // removalGuard holds back the removal of most routes at once until a second read says the same: an engine that comes up,
 // or an identity provider that has lost its users, may say for a moment that there is nothing.

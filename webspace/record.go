@@ -22,7 +22,7 @@ type record struct {
 	Webspace
 	// Instance is the instance's name: a copy or a rename made behind our back is noticed. Records of 2021 lack it.
 	Instance string
-	// Username is the user's as it last was, if the directory has to be told: see identity.Learner.
+	// Username is the user's as it last was, for when the directory can not tell. Records of 2021 lack it.
 	Username string
 	// Creating is set until everything that belongs to the creation is done.
 	Creating bool

@@ -61,7 +61,7 @@ func loadConfig(cmd *cobra.Command, args []string) (*config.Config, error) {
 		err = c.Unsupported()
 	}
 	if err != nil {
-		return nil, errors.Join(errors.New("the configuration has mistakes:"), err)
+		return nil, errors.Join(errors.New("the configuration has mistakes"), err)
 	}
 	return c, nil
 }

@@ -133,6 +133,8 @@ const demoText = `webspaced demo, %[1]s
     curl -H 'Authorization: Bearer bob' http://%[3]s/v1/webspace/self \
       -H 'Content-Type: application/json' -d '{"image": "hello"}'
 
+  All of it, to try in a browser with the token "alice": http://%[3]s/swagger
+
   The admin's token is "admin". Control-C ends the demo; %[4]s.
 `
 

@@ -34,6 +34,25 @@ func TestProvider(t *testing.T) {
 	}
 }
 
+// nulls are files that have a name, and nothing after it.
+var nulls = []string{
+	"null",
+	"http:",
+	"http: {routers: , services: }",
+	"http: {routers: {one.ws-u1.http.a.example.org: }}",
+	"http: {services: {one.ws-u1: }}",
+	"http: {services: {one.ws-u1: {loadBalancer: }}}",
+	"http: {services: {one.ws-u1: {loadBalancer: {servers: }}}}",
+	"http: {services: {one.ws-u1: {loadBalancer: {servers: [null]}}}}",
+	"tcp:",
+	"tcp: {routers: , services: }",
+	"tcp: {routers: {one.ws-u1.tls.a.example.org: }}",
+	"tcp: {services: {one.ws-u1: }}",
+	"tcp: {services: {one.ws-u1: {loadBalancer: }}}",
+	"tcp: {services: {one.ws-u1: {loadBalancer: {servers: }}}}",
+	"tcp: {services: {one.ws-u1: {loadBalancer: {servers: [null]}}}}",
+}
+
 func harness(dir string, opts file.Options) providertest.Harness {
 	rewrite := func(edit func([]byte) []byte) func(string, string) error {
 		return func(deployment, route string) error {
@@ -47,6 +66,23 @@ func harness(dir string, opts file.Options) providertest.Harness {
 	}
 	replace := func(old, with string) func(string, string) error {
 		return rewrite(func(b []byte) []byte { return bytes.ReplaceAll(b, []byte(old), []byte(with)) })
+	}
+	damage := map[string]func(string, string) error{
+		"backend edited":  replace("198.18.0.1", "198.18.0.66"),
+		"host edited":     replace("a.example.org", "z.example.org"),
+		"priority edited": replace("priority: 100", "priority: 1000"),
+		"appended":        rewrite(func(b []byte) []byte { return append(b, "udp: {}\n"...) }),
+		"torn":            rewrite(func(b []byte) []byte { return b[:len(b)/2] }),
+		"torn mark":       rewrite(func(b []byte) []byte { return b[:10] }),
+		"empty":           rewrite(func([]byte) []byte { return nil }),
+		"no YAML":         rewrite(func(b []byte) []byte { return append(b, "\t{{ nonsense"...) }),
+		"comment":         rewrite(func(b []byte) []byte { return append(b, "# hand made\n"...) }),
+	}
+	for _, null := range nulls {
+		damage[null] = rewrite(func(b []byte) []byte {
+			mark, _, _ := bytes.Cut(b, []byte("\n"))
+			return append(mark, "\n"+null+"\n"...)
+		})
 	}
 	foreign := map[string]string{
 		"routes.yml":              "http: {routers: {mine: {rule: 'Host(`foreign.example.org`)', service: mine}}}\n",
@@ -66,17 +102,7 @@ func harness(dir string, opts file.Options) providertest.Harness {
 			return file.New(dir, &opts)
 		},
 		Lookup: func(host provider.Host) (string, error) { return lookup(dir, host.String()) },
-		Damage: map[string]func(string, string) error{
-			"backend edited":  replace("198.18.0.1", "198.18.0.66"),
-			"host edited":     replace("a.example.org", "z.example.org"),
-			"priority edited": replace("priority: 100", "priority: 1000"),
-			"appended":        rewrite(func(b []byte) []byte { return append(b, "udp: {}\n"...) }),
-			"torn":            rewrite(func(b []byte) []byte { return b[:len(b)/2] }),
-			"torn mark":       rewrite(func(b []byte) []byte { return b[:10] }),
-			"empty":           rewrite(func([]byte) []byte { return nil }),
-			"no YAML":         rewrite(func(b []byte) []byte { return append(b, "\t{{ nonsense"...) }),
-			"comment":         rewrite(func(b []byte) []byte { return append(b, "# hand made\n"...) }),
-		},
+		Damage: damage,
 		WriteForeign: func(deployment, route string) error {
 			if err := os.Mkdir(filepath.Join(dir, "subdirectory"), 0o755); err != nil {
 				return err

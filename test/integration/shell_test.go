@@ -15,7 +15,7 @@ import (
 // TestShell runs command lines in a webspace on a real LXD.
 func TestShell(t *testing.T) {
 	e := testbed.LXD(t)
-	h := startSSHHouse(t, e, e.Profile, "shell-")
+	h := startLibrary(t, e, e.Profile, "shell-")
 	_, err := h.Create(t.Context(), h.owner(), webspace.CreateRequest{Image: e.Image})
 	require.NoError(t, err)
 	got, err := h.Shell(t.Context(), 1000, `echo "a  b"; echo '$x' >&2; cd /etc; pwd; exit 7`)

@@ -28,21 +28,41 @@ const secret = "c4nary: a password"
 // TestSSH creates webspaces with an SSH server and logs in.
 func TestSSH(t *testing.T) {
 	e := testbed.LXD(t)
-	e.ImportImage(t, "dropbear", testbed.Dropbear(t))
-	t.Run("busybox", func(t *testing.T) {
-		h := startSSHHouse(t, e, e.Profile, "ssh1-")
+	t.Run("refused", func(t *testing.T) {
+		h := startLibrary(t, e, e.Profile, "ssh1-")
 		_, err := h.Create(t.Context(), h.owner(), webspace.CreateRequest{Image: e.Image, SSH: true})
 		require.True(t, errdefs.IsInvalidArgument(err), "%v", err)
 		require.ErrorContains(t, err, "has no SSH server")
-		_, err = h.Create(t.Context(), h.owner(), webspace.CreateRequest{Image: "dropbear", Password: secret})
+		_, err = h.Create(t.Context(), h.owner(), webspace.CreateRequest{Image: e.Image, Password: secret})
 		require.True(t, errdefs.IsInvalidArgument(err), "%v", err)
 		require.ErrorContains(t, err, "has no chpasswd")
 		require.NotContains(t, e.Run(t, "list", "--format=csv"), "ssh1-", "nothing is left")
-		h.login(t, webspace.CreateRequest{Image: "dropbear", SSH: true})
+	})
+	t.Run("installed", func(t *testing.T) {
+		image := testbed.Dropbear(t)
+		// What is installed was hidden until then. The installer needs the network.
+		image.Boot = "[ -e /etc/installed ] || mv /usr/sbin/dropbear /usr/lib/hidden"
+		image.Files["bin/apk"] = "#!/bin/sh\necho \"apk $*\"\nip route | grep default || exit 1\n" +
+			"touch /etc/installed\nmv /usr/lib/hidden /usr/sbin/dropbear\n"
+		e.ImportImage(t, "installer", image)
+		e.Run(t, "image", "set-property", "installer", "os", "Alpine")
+		h := startLibrary(t, e, e.Profile, "ssh3-")
+		h.login(t, webspace.CreateRequest{Image: "installer", SSH: true})
+	})
+	t.Run("not installed", func(t *testing.T) {
+		image := testbed.Hello()
+		image.Files = map[string]string{"bin/apk": "#!/bin/sh\necho 'ERROR: unable to select packages'\nexit 1\n"}
+		e.ImportImage(t, "broken-installer", image)
+		e.Run(t, "image", "set-property", "broken-installer", "os", "alpine")
+		h := startLibrary(t, e, e.Profile, "ssh4-")
+		_, err := h.Create(t.Context(), h.owner(), webspace.CreateRequest{Image: "broken-installer", SSH: true})
+		require.True(t, errdefs.IsFailedPrecondition(err), "%v", err)
+		require.ErrorContains(t, err, "ERROR: unable to select packages")
+		require.NotContains(t, e.Run(t, "list", "--format=csv"), "ssh4-", "nothing is left")
 	})
 	t.Run("debian", func(t *testing.T) {
 		image, profile := e.Debian(t)
-		h := startSSHHouse(t, e, profile, "ssh2-")
+		h := startLibrary(t, e, profile, "ssh2-")
 		h.login(t, webspace.CreateRequest{Image: image, SSH: true, Password: secret})
 
 		require.NoError(t, h.dial(t, ssh.PublicKeys(h.key)), "it has booted")
@@ -54,8 +74,8 @@ func TestSSH(t *testing.T) {
 	})
 }
 
-// sshHouse is a Manager on an engine, with one user.
-type sshHouse struct {
+// library is a Manager on an engine, with one user.
+type library struct {
 	*webspace.Manager
 	engine *testbed.Engine
 	key    ssh.Signer
@@ -64,8 +84,8 @@ type sshHouse struct {
 	stop   func()
 }
 
-func startSSHHouse(t *testing.T, e *testbed.Engine, profile, prefix string) *sshHouse {
-	h := &sshHouse{engine: e, key: newKey(t), logs: new(buffer), events: new(buffer)}
+func startLibrary(t *testing.T, e *testbed.Engine, profile, prefix string) *library {
+	h := &library{engine: e, key: newKey(t), logs: new(buffer), events: new(buffer)}
 	log := slog.New(slog.NewJSONHandler(h.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	runtime, err := lxd.Connect(t.Context(), &lxd.Options{Socket: e.Socket, Profile: profile, Logger: log})
 	require.NoError(t, err)
@@ -92,12 +112,12 @@ func startSSHHouse(t *testing.T, e *testbed.Engine, profile, prefix string) *ssh
 	return h
 }
 
-func (h *sshHouse) owner() identity.User {
+func (h *library) owner() identity.User {
 	return identity.User{ID: 1000, Username: "alice", SSHKeys: []string{string(ssh.MarshalAuthorizedKey(h.key.PublicKey()))}}
 }
 
 // login creates a webspace and logs in with the account's key, after a boot on demand and another one. It is left running.
-func (h *sshHouse) login(t *testing.T, req webspace.CreateRequest) {
+func (h *library) login(t *testing.T, req webspace.CreateRequest) {
 	started := time.Now()
 	w, err := h.Create(t.Context(), h.owner(), req)
 	require.NoError(t, err)
@@ -128,7 +148,7 @@ func (h *sshHouse) login(t *testing.T, req webspace.CreateRequest) {
 }
 
 // dial logs in on the address that the SSH server has inside, and runs a command as root.
-func (h *sshHouse) dial(t *testing.T, auth ssh.AuthMethod) error {
+func (h *library) dial(t *testing.T, auth ssh.AuthMethod) error {
 	summary, ok := h.Summary(1000)
 	require.True(t, ok)
 	endpoint, err := h.Activate(t.Context(), proxy.Target{Webspace: summary.Instance, Port: 22})

@@ -39,6 +39,7 @@ var texts = []struct {
 	{"instance is not running", errdefs.ErrFailedPrecondition},
 	{"instance is frozen", errdefs.ErrFailedPrecondition},
 	{"already defined on another nic", errAddressTaken},
+	{"already connected", errdefs.ErrConflict}, // Incus, of a console
 	{"already exists", errdefs.ErrAlreadyExists},
 	{"unique constraint failed", errdefs.ErrAlreadyExists},
 	{"command not found", errNoCommand},

@@ -23,6 +23,9 @@ import (
 // Exec implements [webspace.Execer]. Output goes straight to the writers; nothing of it is kept here or by the engine. A
 // writer that blocks holds up Exec, and a goroutine stays until a Read of Stdin that was under way returns.
 //
+// LXD 5.0 may drop the last few kilobytes of a terminal whose command ends while it prints much; without a terminal, and in
+// Incus, nothing is lost.
+//
 // What is killed is the command. Processes that it started and that do not die with it stay in the instance.
 func (r *Runtime) Exec(ctx context.Context, name string, opts webspace.ExecOptions) (int, error) {
 	if err := checkName(name); err != nil {

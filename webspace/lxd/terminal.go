@@ -118,7 +118,8 @@ func (s *session) attach(ctx context.Context, opts webspace.ConsoleOptions, term
 	s.tasks.Go(func() {
 		<-stay.Done()
 		// The order matters. When the control connection is lost, LXD writes to the other one, even while another of its
-		// goroutines does: that panics, and with it the whole engine. After a goodbye it writes no more.
+		// goroutines does, which ends the engine. A goodbye first makes that rare; on a console that prints without
+		// a pause LXD 5.0.2 has been seen to end all the same.
 		_ = conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(time.Second))
 		select {
 		case <-received:

@@ -68,13 +68,10 @@ func NewGate(manager *webspace.Manager, auth identity.Authenticator, directory i
 	return &Gate{manager, auth, directory}
 }
 
-// maxToken bounds what is handed to an authenticator, in bytes.
-const maxToken = 8 << 10
-
 // Authenticate returns a context in which the user whose token this is is the one who asks: the actor. Errors are those
 // of [identity.Authenticator].
 func (g *Gate) Authenticate(ctx context.Context, token string) (context.Context, error) {
-	if token == "" || len(token) > maxToken {
+	if token == "" || len(token) > identity.MaxToken {
 		return nil, fmt.Errorf("the token is missing or too long: %w", errdefs.ErrUnauthenticated)
 	}
 	actor, err := g.auth.Authenticate(ctx, token)

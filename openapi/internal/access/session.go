@@ -23,22 +23,17 @@ func (g *Gate) Session(ctx context.Context, username string, interval time.Durat
 	}
 	from, _ := ctx.Value(actorKey{}).(caller)
 	session, end := context.WithCancelCause(ctx)
+	expire := context.CancelFunc(func() {})
+	if at := from.user.Expires; !at.IsZero() {
+		session, expire = context.WithDeadlineCause(session, at, errExpired)
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		tick := time.NewTicker(interval)
 		defer tick.Stop()
-		var expired <-chan time.Time
-		if at := from.user.Expires; !at.IsZero() {
-			timer := time.NewTimer(time.Until(at))
-			defer timer.Stop()
-			expired = timer.C
-		}
 		for {
 			select {
 			case <-session.Done():
-				return
-			case <-expired:
-				end(errExpired)
 				return
 			case <-tick.C:
 			}
@@ -52,5 +47,5 @@ func (g *Gate) Session(ctx context.Context, username string, interval time.Durat
 			}
 		}
 	})
-	return w, session, func() { end(context.Canceled); wg.Wait() }, nil
+	return w, session, func() { end(context.Canceled); wg.Wait(); expire() }, nil
 }

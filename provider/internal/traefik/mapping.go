@@ -116,7 +116,9 @@ func (m Mapping) Route(name string, c *dynamic.Configuration) provider.Route {
 	r := provider.Route{Name: name}
 	if c.HTTP != nil {
 		for _, router := range c.HTTP.Routers {
-			r.Hosts = appendHost(r.Hosts, matchHost, router.Rule)
+			if router != nil { // it is, where a file has a name and nothing after it
+				r.Hosts = appendHost(r.Hosts, matchHost, router.Rule)
+			}
 		}
 		if s := c.HTTP.Services[service]; s != nil && s.LoadBalancer != nil && len(s.LoadBalancer.Servers) == 1 {
 			r.Backend = s.LoadBalancer.Servers[0].URL
@@ -124,7 +126,9 @@ func (m Mapping) Route(name string, c *dynamic.Configuration) provider.Route {
 	}
 	if c.TCP != nil {
 		for _, router := range c.TCP.Routers {
-			r.Hosts = appendHost(r.Hosts, matchHostSNI, router.Rule)
+			if router != nil {
+				r.Hosts = appendHost(r.Hosts, matchHostSNI, router.Rule)
+			}
 		}
 		if s := c.TCP.Services[service]; s != nil && s.LoadBalancer != nil && len(s.LoadBalancer.Servers) == 1 {
 			r.Backend = "tcp://" + s.LoadBalancer.Servers[0].Address
