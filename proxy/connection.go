@@ -206,12 +206,3 @@ func reset(conn *net.TCPConn) {
 	_ = conn.SetLinger(0)
 	_ = conn.Close()
 }
-
-// presence is what is known of a client that nobody reads from.
-type presence int
-
-const (
-	quiet presence = iota
-	sent           // something that was not read yet; it may have ended or left since, which nothing tells apart
-	gone
-)

@@ -73,7 +73,7 @@ type ForwarderStats struct {
 
 // NewForwarder returns a forwarder without any port. nil options are the defaults.
 func NewForwarder(activator Activator, opts *ForwarderOptions) *Forwarder {
-	f := &Forwarder{activator: activator, dialer: newDialer(), ports: map[int]*forward{}}
+	f := &Forwarder{activator: activator, ports: map[int]*forward{}}
 	if opts != nil {
 		f.opts = *opts
 	}
@@ -90,6 +90,11 @@ func NewForwarder(activator Activator, opts *ForwarderOptions) *Forwarder {
 		f.opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	f.connections = NewHolds(&f.opts.Limits)
+	f.dialer = &net.Dialer{
+		Timeout:         500 * time.Millisecond, // instances are near: one that has not answered soon is not there
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 3},
+		Control:         abandonUnacknowledged,
+	}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	return f
 }
