@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -79,6 +81,7 @@ type library struct {
 	*webspace.Manager
 	engine *testbed.Engine
 	key    ssh.Signer
+	port   int // that is forwarded to the SSH server
 	logs   *buffer
 	events *buffer
 	stop   func()
@@ -91,7 +94,14 @@ func startLibrary(t *testing.T, e *testbed.Engine, profile, prefix string) *libr
 	require.NoError(t, err)
 	users, err := static.New([]static.Account{{User: h.owner(), Token: "alice"}})
 	require.NoError(t, err)
-	h.Manager, err = webspace.NewManager(runtime, users, "ws.example.test", &webspace.Options{Prefix: prefix, Logger: log})
+	var forwarder *proxy.Forwarder
+	h.Manager, err = webspace.NewManager(runtime, users, "ws.example.test", &webspace.Options{
+		Prefix: prefix, Logger: log,
+		Forwarder: func(m proxy.Activator) webspace.PortForwarder {
+			forwarder = proxy.NewForwarder(m, &proxy.ForwarderOptions{ListenAddress: netip.MustParseAddr("127.0.0.1"), Logger: log})
+			return forwarder
+		},
+	})
 	require.NoError(t, err)
 	t.Cleanup(func() { e.Delete(t, prefix+"u1000") })
 
@@ -102,6 +112,9 @@ func startLibrary(t *testing.T, e *testbed.Engine, profile, prefix string) *libr
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = h.Run(ctx) })
 	h.stop = sync.OnceFunc(func() {
+		ending, end := context.WithTimeout(context.Background(), 10*time.Second)
+		defer end()
+		require.NoError(t, forwarder.Shutdown(ending))
 		cancel()
 		_ = h.Close()
 		wg.Wait()
@@ -116,24 +129,25 @@ func (h *library) owner() identity.User {
 	return identity.User{ID: 1000, Username: "alice", SSHKeys: []string{string(ssh.MarshalAuthorizedKey(h.key.PublicKey()))}}
 }
 
-// login creates a webspace and logs in with the account's key, after a boot on demand and another one. It is left running.
+// login creates a webspace and logs in with the account's key: the first login boots it. It is left running.
 func (h *library) login(t *testing.T, req webspace.CreateRequest) {
 	started := time.Now()
 	w, err := h.Create(t.Context(), h.owner(), req)
 	require.NoError(t, err)
 	t.Logf("created after %v", time.Since(started).Round(time.Millisecond))
 	require.Len(t, w.Ports, 1)
-	for _, internal := range w.Ports {
+	for external, internal := range w.Ports {
 		require.Equal(t, 22, internal)
+		h.port = external
 	}
 	summary, ok := h.Summary(1000)
 	require.True(t, ok)
 	require.Equal(t, webspace.StatusStopped, summary.Status)
-	for range 2 {
+	for _, end := range []func(context.Context, identity.UserID) error{h.Stop, h.Restart} {
 		require.NoError(t, h.dial(t, ssh.PublicKeys(h.key)))
 		require.ErrorContains(t, h.dial(t, ssh.PublicKeys(newKey(t))), "unable to authenticate")
 		require.ErrorContains(t, h.dial(t, ssh.Password("")), "unable to authenticate")
-		require.NoError(t, h.Restart(t.Context(), 1000))
+		require.NoError(t, end(t.Context(), 1000))
 	}
 
 	// The command lines of the set-up were told to all who follow the engine's events; what is secret was not in them.
@@ -147,14 +161,9 @@ func (h *library) login(t *testing.T, req webspace.CreateRequest) {
 	}
 }
 
-// dial logs in on the address that the SSH server has inside, and runs a command as root.
+// dial logs in through the forwarded port, and runs a command as root.
 func (h *library) dial(t *testing.T, auth ssh.AuthMethod) error {
-	summary, ok := h.Summary(1000)
-	require.True(t, ok)
-	endpoint, err := h.Activate(t.Context(), proxy.Target{Webspace: summary.Instance, Port: 22})
-	require.NoError(t, err)
-	defer endpoint.Release(nil)
-	client, err := ssh.Dial("tcp", endpoint.Address.String(), &ssh.ClientConfig{
+	client, err := ssh.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", h.port), &ssh.ClientConfig{
 		User: "root", Auth: []ssh.AuthMethod{auth}, HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 30 * time.Second,
 	})
 	if err != nil {
