@@ -81,9 +81,6 @@ func newState(s webspace.State, problem string) State {
 		out.Usage.Disks = map[string]int64{}
 	}
 	for name, i := range s.Interfaces {
-		if name == "lo" {
-			continue // instances that are processes have nothing else
-		}
 		n := NetworkInterface{
 			MAC: i.MAC, MTU: i.MTU, State: i.State, Addresses: make([]InterfaceAddress, len(i.Addresses)),
 			Counters: InterfaceCounters{

@@ -20,6 +20,7 @@ import (
 type daemon struct {
 	manager   *webspace.Manager
 	api       *openapi.Server
+	guard     func(http.Handler) http.Handler // before the API; nil: none
 	gateway   *proxy.Gateway
 	forwarder *proxy.Forwarder
 	startup   time.Duration // how long requests wait until the webspaces have been read
@@ -48,11 +49,14 @@ func (d *daemon) run(ctx context.Context) error {
 		Handler:           d.api,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       30 * time.Second,
-		// A command may take 5 minutes.
-		WriteTimeout:   6 * time.Minute,
+		// A command may take 5 minutes, the installation of an SSH server 10.
+		WriteTimeout:   11 * time.Minute,
 		IdleTimeout:    2 * time.Minute,
 		MaxHeaderBytes: 32 << 10,
 		ErrorLog:       slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+	}
+	if d.guard != nil {
+		server.Handler = d.guard(d.api)
 	}
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)

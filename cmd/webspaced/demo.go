@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -52,7 +53,7 @@ func demoCommand() *cobra.Command {
 	return cmd
 }
 
-// demoUsers have their names as tokens: this is no secret, and nobody but this computer can use it.
+// demoUsers have their names as tokens, which is no secret: guardDemo sees to it that only this user can use them.
 var demoUsers = []static.Account{
 	{User: identity.User{ID: 1, Username: "admin", Admin: true}, Token: "admin"},
 	{User: identity.User{ID: 1000, Username: "alice"}, Token: "alice"},
@@ -65,6 +66,9 @@ func demo(ctx context.Context, out, logs io.Writer, f demoFlags) (err error) {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: level}))
+	if !slices.Contains([]string{"auto", "lxd", "local"}, f.runtime) {
+		return fmt.Errorf("--runtime: %q is none of auto, lxd and local", f.runtime)
+	}
 	d := &daemon{startup: 5 * time.Second, shutdown: 5 * time.Second, log: log}
 	if d.apiListener, err = listenLoopback("--listen", f.listen); err != nil {
 		return err
@@ -88,14 +92,14 @@ func demo(ctx context.Context, out, logs io.Writer, f demoFlags) (err error) {
 	d.manager, err = webspace.NewManager(rt.Runtime, users, "localhost", &webspace.Options{
 		Prefix: prefix, Defaults: webspace.Config{HTTPPort: rt.port}, StopGrace: 5 * time.Second, Logger: log,
 		Forwarder: func(m proxy.Activator) webspace.PortForwarder {
-			d.forwarder = proxy.NewForwarder(m, &proxy.ForwarderOptions{ListenAddress: netip.MustParseAddr("127.0.0.1"), Logger: log})
+			d.forwarder = proxy.NewForwarder(m, &proxy.ForwarderOptions{ListenAddress: loopback, Logger: log})
 			return d.forwarder
 		},
 	})
 	if err != nil {
 		return err
 	}
-	d.api = openapi.NewServer(d.manager, users, users, &openapi.Options{Logger: log})
+	d.api, d.guard = openapi.NewServer(d.manager, users, users, &openapi.Options{Logger: log}), guardDemo
 	d.gateway = proxy.NewGateway(d.manager, d.manager, &proxy.GatewayOptions{Logger: log})
 
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -152,14 +156,14 @@ func prepareDemo(ctx context.Context, m *webspace.Manager, image string) error {
 	return err
 }
 
-// stopDemo stops what was booted.
-func stopDemo(rt webspace.Runtime, prefix string) error {
+// stopDemo stops what was booted: the demo's own webspaces, and nothing else that has the prefix.
+func stopDemo(rt webspace.Runtime, prefix string) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	instances, err := rt.List(ctx, prefix)
-	for _, instance := range instances {
-		if instance.Status != webspace.StatusStopped {
-			err = errors.Join(err, rt.Stop(ctx, instance.Name, 3*time.Second))
+	for _, account := range demoUsers {
+		e := rt.Stop(ctx, prefix+"u"+account.User.ID.String(), 3*time.Second)
+		if !errdefs.IsNotFound(e) {
+			err = errors.Join(err, e)
 		}
 	}
 	return err
@@ -179,20 +183,18 @@ func demoRuntime(ctx context.Context, f demoFlags, log *slog.Logger) (*demoParts
 		return demoLXD(ctx, log)
 	case "local":
 		return demoLocal(f)
-	case "auto":
-		parts, err := demoLXD(ctx, log)
-		if err != nil {
-			log.Debug("no LXD or Incus", "error", err)
-			return demoLocal(f)
-		}
-		images, err := parts.Runtime.(webspace.Imager).Images(ctx)
-		if err == nil && hasAlias(images, f.image) {
-			return parts, nil
-		}
-		log.Warn("LXD or Incus answers, but has no such image; using local processes instead (--image takes the alias of another one)", "image", f.image)
+	}
+	parts, err := demoLXD(ctx, log)
+	if err != nil {
+		log.Debug("no LXD or Incus", "error", err)
 		return demoLocal(f)
 	}
-	return nil, fmt.Errorf("--runtime: %q is none of auto, lxd and local", f.runtime)
+	images, err := parts.Runtime.(webspace.Imager).Images(ctx)
+	if err == nil && hasAlias(images, f.image) {
+		return parts, nil
+	}
+	log.Warn("LXD or Incus answers, but has no such image; using local processes instead (--image takes the alias of another one)", "image", f.image)
+	return demoLocal(f)
 }
 
 func hasAlias(images []webspace.Image, alias string) bool {

@@ -16,7 +16,8 @@ import (
 
 func main() {
 	local.Main() // this program is also what instances of the local runtime run
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Ignore(syscall.SIGPIPE) // "demo | head" is no reason to leave anything behind
 	// A second signal ends the process at once.
 	context.AfterFunc(ctx, stop)
 	err := command().ExecuteContext(ctx)

@@ -164,6 +164,15 @@ func TestDemo(t *testing.T) {
 		return res.StatusCode, string(data)
 	}
 	gateway := "http://127.0.0.1" + site[1]
+	code, _ := call("GET", "host:evil.example", api+"/images", "")
+	require.Equal(t, http.StatusForbidden, code, "a name that leads here by DNS")
+	if os.Getuid() == 0 {
+		strange := exec.Command("curl", "-s", "-H", "Authorization: Bearer bob", api+"/webspace/self")
+		strange.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		if out, err := strange.Output(); err == nil {
+			require.Contains(t, string(out), "who has started it", "another user of this computer")
+		}
+	}
 	_, state := call("GET", "alice", api+"/webspace/self/state", "")
 	require.Contains(t, state, `"running":false`)
 	code, page := call("GET", "host:alice.localhost", gateway, "")

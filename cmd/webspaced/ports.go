@@ -4,12 +4,15 @@ import (
 	"cmp"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
 
 	"github.com/netsoc/webspaced/webspace"
 )
+
+var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 
 // warnOfEphemeralPorts says what to do if the kernel may give an external port to an outgoing connection of this host.
 // While there is such a connection, nobody can listen on its port.

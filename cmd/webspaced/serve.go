@@ -79,7 +79,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	holds := newHolds(c)
 	opts := managerOptions(c, routes, log)
 	opts.Forwarder = func(m proxy.Activator) webspace.PortForwarder {
-		d.forwarder = proxy.NewForwarder(m, &proxy.ForwarderOptions{Holds: holds, HoldTimeout: c.Gateway.HoldTimeout, Logger: log})
+		d.forwarder = proxy.NewForwarder(m, forwarderOptions(c, holds, log))
 		return d.forwarder
 	}
 	warnOfEphemeralPorts(opts.Ports, log)
@@ -113,6 +113,8 @@ func routeProvider(c *config.Config) (provider.Provider, error) {
 		return nil, nil
 	case "file":
 		return file.New(c.Traefik.File.Directory, &file.Options{
+			// Several daemons, each with instances of its own, may share a directory.
+			Deployment:     "webspaced-" + c.Webspaces.InstancePrefix + "u",
 			HTTPEntryPoint: c.Traefik.HTTPEntryPoint, HTTPSEntryPoint: c.Traefik.HTTPSEntryPoint,
 		})
 	}
@@ -186,6 +188,14 @@ func newHolds(c *config.Config) *proxy.Holds {
 	return proxy.NewHolds(&proxy.HoldLimits{
 		Webspace: c.Gateway.MaxHeldPerWebspace, Source: c.Gateway.MaxHeldPerSource, Total: c.Gateway.MaxHeld,
 	})
+}
+
+func forwarderOptions(c *config.Config, holds *proxy.Holds, log *slog.Logger) *proxy.ForwarderOptions {
+	opts := &proxy.ForwarderOptions{Holds: holds, HoldTimeout: c.Gateway.HoldTimeout, Logger: log}
+	if c.Runtime == "local" {
+		opts.ListenAddress = loopback // nothing isolates its instances from this host
+	}
+	return opts
 }
 
 func gatewayOptions(c *config.Config, holds *proxy.Holds, log *slog.Logger) *proxy.GatewayOptions {

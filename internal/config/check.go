@@ -107,6 +107,17 @@ func (c *Config) check() []*Problem {
 		fail("gateway.http_listen_address", "the same as http.listen_address")
 	}
 
+	if c.Runtime == "local" {
+		// Its instances are not isolated from the host, so only this host may reach them and their API.
+		const why = "with runtime local a loopback address is wanted, such as 127.0.0.1:8080: nothing isolates its instances"
+		if a := c.HTTP.ListenAddress; a != "" && !a.loopback() {
+			fail("http.listen_address", why)
+		}
+		if a := c.Gateway.HTTPListenAddress; a != "" && !a.loopback() {
+			fail("gateway.http_listen_address", why)
+		}
+	}
+
 	require("traefik.webspaced_url", c.Traefik.Provider != "none" && c.Traefik.WebspacedURL.IsZero(), "traefik.provider is "+c.Traefik.Provider)
 	require("traefik.file.directory", c.Traefik.Provider == "file" && c.Traefik.File.Directory == "", "traefik.provider is file")
 	require("traefik.redis.addr", c.Traefik.Provider == "redis" && c.Traefik.Redis.Addr == "", "traefik.provider is redis")

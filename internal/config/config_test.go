@@ -210,6 +210,16 @@ iam: {token_fil: x}
 			"FILE:6: domain: unknown key; is webspaces.domain meant?",
 			"FILE:7: iam.token_fil: unknown key; is iam.token_file meant?",
 		}},
+		"local runtime for everybody": {yaml: `
+webspaces: {domain: example.org}
+runtime: local
+identity: {static: {users: [{id: 1, username: a, token: t}]}}
+http: {listen_address: ":8080"}
+gateway: {http_listen_address: "198.18.0.1:80"}
+`, want: []string{
+			"FILE: http.listen_address: with runtime local a loopback address is wanted, such as 127.0.0.1:8080: nothing isolates its instances",
+			"FILE: gateway.http_listen_address: with runtime local a loopback address is wanted, such as 127.0.0.1:8080: nothing isolates its instances",
+		}},
 		"unknown variables": {environ: []string{"WSD_HTTP_LISTEN_ADRESS=:1", "WSD_X=1"}, want: []string{
 			"WSD_HTTP_LISTEN_ADRESS: unknown variable; is WSD_HTTP_LISTEN_ADDRESS meant?",
 			"WSD_X: unknown variable",

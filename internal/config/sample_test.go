@@ -60,6 +60,38 @@ func TestMinimal(t *testing.T) {
 	require.NoError(t, c.Unsupported())
 }
 
+// What the README shows is what an operator copies.
+func TestReadme(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	require.NoError(t, err)
+	blocks := regexp.MustCompile("(?ms)^ *```yaml\n(.*?)^ *```").FindAllStringSubmatch(string(text), -1)
+	require.Len(t, blocks, 4)
+	first := dedent(blocks[0][1])
+	require.LessOrEqual(t, strings.Count(first, "\n"), 10)
+	for _, block := range blocks {
+		dir := t.TempDir()
+		for _, name := range []string{"alice.token", "iam.token"} {
+			require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(name), 0o600))
+		}
+		part := strings.ReplaceAll(dedent(block[1]), "/etc/webspaced", dir)
+		part = strings.ReplaceAll(part, "token_file: alice.token", "token_file: "+dir+"/alice.token")
+		if !strings.Contains(part, "domain:") {
+			part += "webspaces: {domain: example.org}\n"
+		}
+		if !strings.Contains(part, "identity:") && !strings.Contains(part, "iam:") {
+			part += "identity: {static: {users: [{id: 1, username: a, token: t}]}}\n"
+		}
+		c := load(t, part)
+		require.NoError(t, c.Unsupported())
+	}
+}
+
+// dedent takes the indentation of the first line off all.
+func dedent(text string) string {
+	indent := text[:len(text)-len(strings.TrimLeft(text, " "))]
+	return strings.ReplaceAll("\n"+text, "\n"+indent, "\n")[1:]
+}
+
 // loadShipped loads a file with the secrets it names in a directory of the test's own.
 func loadShipped(t *testing.T, file string) *config.Config {
 	t.Helper()

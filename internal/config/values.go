@@ -151,6 +151,12 @@ func (u *URL) UnmarshalText(text []byte) error {
 // Address is where something listens: "HOST:PORT", or ":PORT" for every address. Empty is nowhere.
 type Address string
 
+func (a Address) loopback() bool {
+	host, _, err := net.SplitHostPort(string(a))
+	ip, parseErr := netip.ParseAddr(host)
+	return err == nil && (host == "localhost" || parseErr == nil && ip.IsLoopback())
+}
+
 // UnmarshalText reads an address.
 func (a *Address) UnmarshalText(text []byte) error {
 	if len(text) > 0 {

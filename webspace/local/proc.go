@@ -109,14 +109,14 @@ func sweepOrphans(dir string) {
 	}
 }
 
-// State implements [webspace.Runtime].
+// State implements [webspace.Runtime]. Instances have no interface but the loopback, which does not count.
 func (r *Runtime) State(ctx context.Context, name string) (webspace.State, error) {
 	i, err := r.find(ctx, name)
 	if err != nil {
 		return webspace.State{}, err
 	}
 	state := webspace.State{Status: i.status()}
-	p, address := i.process, i.meta.Address.String()
+	p := i.process
 	i.mu.Unlock()
 	if p == nil {
 		return state, nil
@@ -134,10 +134,6 @@ func (r *Runtime) State(ctx context.Context, name string) (webspace.State, error
 		return webspace.State{}, err
 	}
 	state.Disks = map[string]int64{"root": size}
-	state.Interfaces = map[string]webspace.Interface{"lo": {
-		MTU: 65536, State: "up",
-		Addresses: []webspace.InterfaceAddress{{Family: "inet", Address: address, Netmask: "8", Scope: "local"}},
-	}}
 	return state, nil
 }
 

@@ -233,6 +233,15 @@ var defects = map[string]defect{
 			return i, err
 		}
 	}},
+	"loopback": {"State", func(b *broken, f *runtimetest.Fake) {
+		b.state = func(ctx context.Context, name string) (webspace.State, error) {
+			state, err := f.State(ctx, name)
+			if state.Interfaces != nil {
+				state.Interfaces["lo"] = webspace.Interface{}
+			}
+			return state, err
+		}
+	}},
 	"state remembered": {"State", func(b *broken, f *runtimetest.Fake) {
 		b.state = func(ctx context.Context, name string) (webspace.State, error) {
 			state, err := f.State(ctx, name)

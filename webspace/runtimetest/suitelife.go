@@ -197,6 +197,7 @@ func testState(s *suite) {
 	require.Equal(s, webspace.StatusRunning, state.Status)
 	require.GreaterOrEqual(s, state.CPU, time.Duration(0))
 	require.GreaterOrEqual(s, state.Memory, int64(0))
+	require.NotContains(s, state.Interfaces, "lo")
 	s.stop(name)
 	stopped()
 }
