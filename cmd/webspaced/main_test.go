@@ -91,7 +91,7 @@ func TestServeMistakes(t *testing.T) {
 	require.NoError(t, err)
 	defer taken.Close()
 	for name, test := range map[string]struct{ config, want string }{
-		"taken port":   {fmt.Sprintf("runtime: local\nlocal: {directory: x}\nhttp: {listen_address: %q}\n", taken.Addr()), "http.listen_address"},
+		"taken port":   {fmt.Sprintf("runtime: local\nlocal: {directory: x}\nhttp: {listen_address: %q}\ngateway: {http_listen_address: 127.0.0.1:0}\n", taken.Addr()), "http.listen_address"},
 		"no engine":    {"lxd: {unix_socket: /nowhere/unix.socket}\ntimeouts: {startup: 1s}\nhttp: {listen_address: 127.0.0.1:0}\ngateway: {http_listen_address: 127.0.0.1:0}\n", "/nowhere/unix.socket"},
 		"no directory": {"runtime: local\nlocal: {directory: x}\nhttp: {listen_address: 127.0.0.1:0}\ngateway: {http_listen_address: 127.0.0.1:0}\ntraefik: {provider: file, file: {directory: /nowhere}, webspaced_url: http://127.0.0.1:1}\n", "/nowhere"},
 	} {
