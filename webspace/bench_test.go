@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/netsoc/webspaced/provider"
 	"github.com/netsoc/webspaced/provider/providertest"
 	"github.com/netsoc/webspaced/proxy"
 	"github.com/netsoc/webspaced/webspace"
@@ -26,7 +27,7 @@ func BenchmarkEvent(b *testing.B) {
 			var puts atomic.Int32
 			w := newWorld(b, func(w *world, _ *runtimetest.FakeOptions) { populate(w, n) })
 			fill(w, n)
-			awaitRoutes(b, w, n)
+			awaitPuts(b, w, n)
 			done := make(chan struct{}, 1)
 			w.provider.Hook(func(_ context.Context, call providertest.Call) error {
 				if call.Op == providertest.OpPut && puts.Add(1)%events == 0 {
@@ -57,36 +58,39 @@ func BenchmarkEvent(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-func awaitRoutes(tb testing.TB, w *world, n int) {
-	deadline := time.Now().Add(time.Minute)
-	for {
-		routes, err := w.provider.Routes(tb.Context())
-		require.NoError(tb, err)
-		if len(routes) == n {
-			return
-		}
-		require.True(tb, time.Now().Before(deadline), "%d of %d routes", len(routes), n)
-		time.Sleep(10 * time.Millisecond)
+// awaitPuts waits until so many routes were written.
+func awaitPuts(tb testing.TB, w *world, n int) {
+	for deadline := time.Now().Add(time.Minute); w.provider.Calls(providertest.OpPut) < n; time.Sleep(time.Millisecond) {
+		require.True(tb, time.Now().Before(deadline), "%d of %d routes", w.provider.Calls(providertest.OpPut), n)
 	}
 }
 
-// BenchmarkFullSync measures a daemon's start with 10 000 webspaces whose routes stand.
+// BenchmarkFullSync measures a daemon's start with 10 000 webspaces and no routes, until all routes are written.
 func BenchmarkFullSync(b *testing.B) {
 	const n = 10_000
 	w := newWorld(b, func(w *world, _ *runtimetest.FakeOptions) { populate(w, n) })
 	fill(w, n)
-	awaitRoutes(b, w, n)
+	awaitPuts(b, w, n)
 	w.stop()
 	w.Manager = nil
 	var before, after runtime.MemStats
 	var took time.Duration
 	var held, allocated uint64
 	for b.Loop() {
+		routes, err := w.provider.Routes(b.Context())
+		require.NoError(b, err)
+		var changes provider.Changes
+		for _, route := range routes {
+			changes.Delete = append(changes.Delete, route.Name)
+		}
+		require.NoError(b, w.provider.Apply(b.Context(), changes))
+		routes, changes = nil, provider.Changes{}
+		puts := w.provider.Calls(providertest.OpPut)
 		runtime.GC()
 		runtime.ReadMemStats(&before)
 		start := time.Now()
 		w.start()
-		<-w.Synced()
+		awaitPuts(b, w, puts+n)
 		took += time.Since(start)
 		runtime.ReadMemStats(&after)
 		allocated += after.TotalAlloc - before.TotalAlloc

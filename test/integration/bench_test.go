@@ -149,13 +149,34 @@ func (h *house) boot(b *testing.B) time.Duration {
 	instance, err := h.Runtime.Get(b.Context(), benchName)
 	require.NoError(b, err)
 	at := net.JoinHostPort(instance.Address.String(), strconv.Itoa(h.port))
+	// A SYN that gets lost comes again only after a second, so a new one is sent every few milliseconds.
+	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
+	defer cancel()
+	open := make(chan time.Duration, 1)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	every := time.NewTicker(5 * time.Millisecond)
+	defer every.Stop()
 	for {
-		conn, err := net.DialTimeout("tcp", at, 10*time.Millisecond) // a SYN that got lost comes again after a second
-		if err == nil {
+		wg.Go(func() {
+			conn, err := new(net.Dialer).DialContext(ctx, "tcp", at)
+			if err != nil {
+				return
+			}
 			_ = conn.Close()
-			return time.Since(started)
+			select {
+			case open <- time.Since(started):
+			default:
+			}
+		})
+		select {
+		case took := <-open:
+			return took
+		case <-every.C:
+		case <-ctx.Done():
+			b.Fatal("the port does not open")
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 
