@@ -18,16 +18,17 @@ import (
 
 // daemon is what serve and demo have in common: a Manager behind an API, a gateway and a forwarder.
 type daemon struct {
-	manager   *webspace.Manager
-	api       *openapi.Server
-	guard     func(http.Handler) http.Handler // before the API; nil: none
-	gateway   *proxy.Gateway
-	forwarder *proxy.Forwarder
-	startup   time.Duration // how long requests wait until the webspaces have been read
-	shutdown  time.Duration // how long requests under way may take once it has been told to end
-	log       *slog.Logger
+	manager  *webspace.Manager
+	api      *openapi.Server
+	guard    func(http.Handler) http.Handler // before the API; nil: none
+	gateway  *proxy.Gateway
+	startup  time.Duration // how long requests wait until the webspaces have been read
+	shutdown time.Duration // how long requests under way may take once it has been told to end
+	log      *slog.Logger
 
 	apiListener, gatewayListener net.Listener
+
+	forwarder *proxy.Forwarder // the Manager opens its ports
 }
 
 // listen opens a listener, and says in words what to do about the usual mistakes.
