@@ -84,7 +84,8 @@ func (x *exchange) hold(r *http.Request) (*http.Response, error) {
 		endpoint, err := g.activator.Activate(ctx, x.target)
 		if err == nil {
 			response, err := x.try(r, endpoint)
-			if !isDialError(err) {
+			busy := errdefs.IsResourceExhausted(err) // whoever was held is not refused because all the others were, too
+			if !isDialError(err) && !busy {
 				return response, err
 			}
 			// Whatever the activator thinks, it can not be reached. A moment, lest the two argue at full speed.
@@ -92,6 +93,9 @@ func (x *exchange) hold(r *http.Request) (*http.Response, error) {
 			case <-time.After(pause):
 				continue
 			case <-ctx.Done():
+			}
+			if busy {
+				return nil, err
 			}
 		}
 		if _, ok := errors.AsType[*Failure](err); ok || ctx.Err() == nil {
@@ -109,9 +113,13 @@ func (x *exchange) hold(r *http.Request) (*http.Response, error) {
 	}
 }
 
-// try sends the request to an endpoint. After a dialError nothing has been sent and the endpoint is given back; in any
-// other case it is kept until the exchange is over.
+// try sends the request to an endpoint. After a dialError, and after ResourceExhausted because too many are active,
+// nothing has been sent and the endpoint is given back; in any other case it is kept until the exchange is over.
 func (x *exchange) try(r *http.Request, endpoint Endpoint) (*http.Response, error) {
+	if err := x.gateway.enter(x.target.Webspace); err != nil {
+		endpoint.Release(nil)
+		return nil, err
+	}
 	x.endpoint = endpoint
 	attempt, url := *r, *r.URL
 	url.Host = poolKey(x.target.Webspace, endpoint.Address)
@@ -138,6 +146,7 @@ func isDialError(err error) bool {
 func (x *exchange) leave(err error) {
 	if release := x.endpoint.Release; release != nil {
 		x.endpoint = Endpoint{}
+		x.gateway.leave(x.target.Webspace)
 		release(err)
 	}
 }

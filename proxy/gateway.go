@@ -24,6 +24,11 @@ type GatewayOptions struct {
 	// HoldTimeout is the longest time that a request waits for its target: 50 seconds, below the 60 seconds after
 	// which Traefik, in front of the gateway, gives up on a request whose body it has not sent yet.
 	HoldTimeout time.Duration
+	// MaxActive is how many requests and upgraded connections may be at instances: as many as [MaxConns].
+	MaxActive int
+	// MaxActivePerWebspace is how many may be at one webspace, so that one that accepts everything and answers nothing
+	// takes nothing from the others: a tenth of MaxActive, but from 32 to 1024.
+	MaxActivePerWebspace int
 	// ResponseTimeout is how long a target may think before it answers: 300 seconds.
 	ResponseTimeout time.Duration
 	// IdleTimeout ends a request, a response or an upgraded connection on which nothing has moved in either
@@ -53,8 +58,9 @@ type Gateway struct {
 
 	mu      sync.Mutex
 	live    map[*exchange]struct{}
-	quiet   chan struct{} // closed when live becomes empty; nil when nobody waits for it
-	closing bool          // whoever comes now is told to come back
+	active  map[string]int // exchanges that have an endpoint, by webspace
+	quiet   chan struct{}  // closed when live becomes empty; nil when nobody waits for it
+	closing bool           // whoever comes now is told to come back
 	stats   GatewayStats
 }
 
@@ -65,7 +71,12 @@ type GatewayStats struct {
 	ClientsGone uint64 // requests whose client left before it got an answer
 
 	Live     int // requests and upgraded connections now
+	Active   int // of those, at an instance now
 	Upgraded int // upgraded connections (WebSocket) now
+
+	// How often there were too many at instances for one more, by the limit that it hit. A request that was held then
+	// tries again, the others are refused.
+	RefusedWebspace, RefusedTotal uint64
 
 	// Failures counts the answers that the gateway itself gave, by status.
 	Failures map[int]uint64
@@ -74,7 +85,7 @@ type GatewayStats struct {
 
 // NewGateway returns a gateway to what router and activator know. nil options are the defaults.
 func NewGateway(router Router, activator Activator, opts *GatewayOptions) *Gateway {
-	g := &Gateway{router: router, activator: activator, live: map[*exchange]struct{}{}}
+	g := &Gateway{router: router, activator: activator, live: map[*exchange]struct{}{}, active: map[string]int{}}
 	if opts != nil {
 		g.opts = *opts
 	}
@@ -90,6 +101,12 @@ func NewGateway(router Router, activator Activator, opts *GatewayOptions) *Gatew
 		if *timeout <= 0 {
 			*timeout = fallback
 		}
+	}
+	if g.opts.MaxActive <= 0 {
+		g.opts.MaxActive = MaxConns()
+	}
+	if g.opts.MaxActivePerWebspace <= 0 {
+		g.opts.MaxActivePerWebspace = min(max(g.opts.MaxActive/10, 32), 1024)
 	}
 	g.peers = g.opts.TrustedProxies
 	g.stats.Failures = map[int]uint64{}
@@ -121,7 +138,8 @@ func NewGateway(router Router, activator Activator, opts *GatewayOptions) *Gatew
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, conn)
 		},
-		ErrorLog: debug,
+		ConnState: ConnState,
+		ErrorLog:  debug,
 	}
 	return g
 }
@@ -258,6 +276,30 @@ func (g *Gateway) end(x *exchange) {
 		close(g.quiet)
 		g.quiet = nil
 	}
+}
+
+// enter counts a request that has an endpoint, until leave. It returns an error if there are too many.
+func (g *Gateway) enter(webspace string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.stats.Active >= g.opts.MaxActive:
+		g.stats.RefusedTotal++
+		return tooMany("Too many requests are under way at the moment.", "total", g.opts.MaxActive)
+	case g.active[webspace] >= g.opts.MaxActivePerWebspace:
+		g.stats.RefusedWebspace++
+		return tooMany("Too many requests to this webspace are under way.", "webspace", g.opts.MaxActivePerWebspace)
+	}
+	g.stats.Active++
+	g.active[webspace]++
+	return nil
+}
+
+func (g *Gateway) leave(webspace string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stats.Active--
+	decrement(g.active, webspace)
 }
 
 func (g *Gateway) wait(ctx context.Context) error {

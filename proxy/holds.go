@@ -100,7 +100,7 @@ func tooMany(reason, limit string, n int) error {
 	return &Failure{
 		Reason:     reason,
 		RetryAfter: 5 * time.Second,
-		Err:        fmt.Errorf("%d held, the limit per %s: %w", n, limit, errdefs.ErrResourceExhausted),
+		Err:        fmt.Errorf("%d, the limit per %s: %w", n, limit, errdefs.ErrResourceExhausted),
 	}
 }
 

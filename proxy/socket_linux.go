@@ -32,3 +32,12 @@ func abandonUnacknowledged(_, _ string, conn syscall.RawConn) error {
 	}
 	return err
 }
+
+// descriptorLimit returns how many file descriptors the process may have.
+func descriptorLimit() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0
+	}
+	return int(min(limit.Cur, 1<<30))
+}
