@@ -22,9 +22,10 @@ const (
 	probers = 32
 )
 
-// Run keeps routes and port forwards in agreement with the webspaces until ctx ends, which is its only way to return. Webspaces and routes
-// stay as they are then. Events of the runtime only say which webspace to look at; what counts is what is read, for each
-// webspace after an event and for all of them now and then, so that lost, doubled and reordered events do no harm.
+// Run keeps routes and port forwards in agreement with the webspaces until ctx ends, which is its only way to return.
+// Webspaces, routes and port forwards stay as they are then. Events of the runtime only say which webspace to look at;
+// what counts is what is read, for each webspace after an event and for all of them now and then, so that lost, doubled
+// and reordered events do no harm.
 func (m *Manager) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
