@@ -22,7 +22,7 @@ type ForwarderOptions struct {
 	Holds *Holds
 	// HoldTimeout is the longest time that a connection waits for its target: 50 seconds.
 	HoldTimeout time.Duration
-	// Limits bound all connections, held or not: 1024 to one webspace, 64 from one source and 10,000 in total.
+	// Limits bound all connections, held or not: 1024 to one webspace, 64 from one source, and [MaxConns] in total.
 	Limits HoldLimits
 	// IdleTimeout ends a connection on which nothing has come from either side for that long: 1 hour. It takes Linux.
 	IdleTimeout time.Duration
@@ -73,7 +73,7 @@ type ForwarderStats struct {
 
 // NewForwarder returns a forwarder without any port. nil options are the defaults.
 func NewForwarder(activator Activator, opts *ForwarderOptions) *Forwarder {
-	f := &Forwarder{activator: activator, ports: map[int]*forward{}}
+	f := &Forwarder{activator: activator, dialer: newDialer(), ports: map[int]*forward{}}
 	if opts != nil {
 		f.opts = *opts
 	}
@@ -89,12 +89,10 @@ func NewForwarder(activator Activator, opts *ForwarderOptions) *Forwarder {
 	if f.opts.Logger == nil {
 		f.opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	f.connections = NewHolds(&f.opts.Limits)
-	f.dialer = &net.Dialer{
-		Timeout:         500 * time.Millisecond, // instances are near: one that has not answered soon is not there
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 3},
-		Control:         abandonUnacknowledged,
+	if f.opts.Limits.Total <= 0 {
+		f.opts.Limits.Total = MaxConns()
 	}
+	f.connections = NewHolds(&f.opts.Limits)
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	return f
 }

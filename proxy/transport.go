@@ -26,12 +26,17 @@ type transport struct {
 	single *http.Transport
 }
 
-func newTransport(responseHeader time.Duration) transport {
-	dialer := &net.Dialer{
+// newDialer returns what connects to endpoints. They are near: one that has not answered soon is not there.
+func newDialer() *net.Dialer {
+	return &net.Dialer{
 		Timeout:         500 * time.Millisecond,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 3},
 		Control:         abandonUnacknowledged,
 	}
+}
+
+func newTransport(responseHeader time.Duration) transport {
+	dialer := newDialer()
 	dial := func(ctx context.Context, _, host string) (net.Conn, error) {
 		address, err := parsePoolKey(host)
 		if err != nil {
