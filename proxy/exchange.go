@@ -190,11 +190,10 @@ func (x *exchange) watch() (stop func()) {
 	done, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
-		ticks := time.NewTicker(40 * time.Millisecond)
-		defer ticks.Stop()
-		for {
+		// Most holds are short, and there may be ten thousand long ones.
+		for pause := 20 * time.Millisecond; ; pause = min(pause*3/2, 100*time.Millisecond) {
 			select {
-			case <-ticks.C:
+			case <-time.After(pause):
 				if hungUp(raw) {
 					x.cancel(errGone)
 					return

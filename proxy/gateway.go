@@ -46,7 +46,8 @@ type GatewayOptions struct {
 // request. It never reads the body before, so what the client sends meanwhile stays in the kernel's buffers.
 //
 // Create it with [NewGateway]; serve with [Gateway.Serve], or use it as a handler of another server. Only under Serve does
-// it notice that a client has left before its request's body was read. It is safe for concurrent use.
+// it notice that a client has left before its request's body was read. [Conns] bound the connections, which it does not do
+// itself. It is safe for concurrent use.
 type Gateway struct {
 	router    Router
 	activator Activator

@@ -166,7 +166,7 @@ type Gateway struct {
 	MaxHeldPerWebspace int            `yaml:"max_held_per_webspace" default:"1024" min:"1" doc:"How many requests may wait for one webspace."`
 	MaxHeldPerSource   int            `yaml:"max_held_per_source" default:"64" min:"1" doc:"How many requests of one client address may wait."`
 	MaxHeld            int            `yaml:"max_held" default:"10000" min:"1" doc:"How many requests may wait in total."`
-	TrustedProxies     []netip.Prefix `yaml:"trusted_proxies" example:"[127.0.0.1, 198.18.0.0/24]" doc:"Addresses and networks whose X-Forwarded-* headers are believed."`
+	TrustedProxies     []netip.Prefix `yaml:"trusted_proxies" example:"[127.0.0.1, 198.18.0.0/24]" doc:"Addresses and networks whose X-Forwarded-* headers are believed. Name the proxy in front here: any other address gets at most 256 connections."`
 }
 
 // Traefik says which routes are written where.

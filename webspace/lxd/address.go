@@ -3,6 +3,7 @@ package lxd
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"maps"
@@ -27,7 +28,7 @@ func (r *Runtime) addresses(ctx context.Context, instances []api.InstanceFull) (
 	}
 	found, missing := n.assigned(instances, nil)
 	if missing && n.network != "" {
-		leases, err := r.leases(ctx, n.network)
+		leases, err := r.recentLeases(ctx, n.network)
 		if err != nil {
 			return nil, err
 		}
@@ -175,8 +176,10 @@ func (r *Runtime) reserve(ctx context.Context, n nic, name string) (address neti
 	}
 	// Instances of other projects can be on the same network, if we may see them.
 	var all []api.Instance
-	_, err = r.client.get(ctx, r.client.path(url.Values{"recursion": {"1"}, "all-projects": {"true"}}, "instances"), &all)
-	if errdefs.IsPermissionDenied(err) {
+	asking := *r.client
+	asking.denied = nil
+	_, err = asking.get(ctx, asking.path(url.Values{"recursion": {"1"}, "all-projects": {"true"}}, "instances"), &all)
+	if errors.Is(err, errDenied) {
 		_, err = r.client.get(ctx, r.client.path(url.Values{"recursion": {"1"}}, "instances"), &all)
 	}
 	if err != nil {

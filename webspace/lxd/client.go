@@ -37,6 +37,7 @@ type client struct {
 	ws      string // for websockets
 	project string
 	timeout time.Duration // of a call
+	denied  func(error)   // is told when the engine does not permit something; or nil
 }
 
 // dialUnix makes a client of a unix socket, without connecting to it yet.
@@ -140,7 +141,7 @@ func (c *client) get(ctx context.Context, path string, out any) (etag string, er
 		return "", err
 	}
 	if err := json.Unmarshal(response.Metadata, out); err != nil {
-		return "", fmt.Errorf("lxd: %s: %w: %w", path, err, errdefs.ErrInternal)
+		return "", fmt.Errorf("lxd: %s: %v: %w", path, err, errFailed)
 	}
 	return etag, nil
 }
@@ -166,11 +167,11 @@ func (c *client) change(ctx context.Context, timeout time.Duration, method, path
 	})()
 	response, _, err := c.with(request).RawQuery(method, path, body, etag)
 	if err != nil || response.Type != api.AsyncResponse {
-		return c.classify(ctx, err)
+		return making(method, c.classify(ctx, err))
 	}
 	op, err := response.MetadataAsOperation()
 	if err != nil {
-		return fmt.Errorf("lxd: %s %s: %w: %w", method, path, err, errdefs.ErrInternal)
+		return fmt.Errorf("lxd: %s %s: %v: %w", method, path, err, errFailed)
 	}
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -181,7 +182,7 @@ func (c *client) change(ctx context.Context, timeout time.Duration, method, path
 	case err != nil:
 		return err
 	case op.StatusCode != api.Success:
-		return c.classify(ctx, operationError(op.Err))
+		return making(method, c.classify(ctx, operationError(op.Err)))
 	}
 	return nil
 }
@@ -203,7 +204,7 @@ func (c *client) wait(ctx context.Context, id string) (*api.Operation, error) {
 	}
 	op, err := response.MetadataAsOperation()
 	if err != nil {
-		return nil, fmt.Errorf("lxd: operation %s: %w: %w", id, err, errdefs.ErrInternal)
+		return nil, fmt.Errorf("lxd: operation %s: %v: %w", id, err, errFailed)
 	}
 	if !op.StatusCode.IsFinal() {
 		return nil, fmt.Errorf("lxd: operation %s goes on: %w", id, errdefs.ErrUnavailable)

@@ -77,18 +77,20 @@ func TestClassify(t *testing.T) {
 		{status(http.StatusNotFound, "Instance not found"), errdefs.ErrNotFound},
 		{status(http.StatusBadRequest, "Instance is running"), errdefs.ErrFailedPrecondition},
 		{status(http.StatusBadRequest, "Instance is not running"), errdefs.ErrFailedPrecondition},
-		{status(http.StatusBadRequest, "Bad"), errdefs.ErrInvalidArgument},
-		{status(http.StatusForbidden, "not authorized"), errdefs.ErrPermissionDenied},
+		{status(http.StatusBadRequest, "Bad"), errFailed},
+		{status(http.StatusForbidden, "not authorized"), errDenied},
+		{status(http.StatusUnauthorized, "expired"), errDenied},
+		{status(http.StatusTeapot, "teapot"), errFailed},
 		{status(http.StatusPreconditionFailed, "ETag doesn't match"), errBusy},
 		{status(http.StatusInternalServerError, "A matching non-reusable operation has now succeeded"), errBusy},
 		{status(http.StatusInternalServerError, `Instance is busy running a "start" operation`), errBusy},
 		{status(http.StatusConflict, `IP address "198.18.0.2" already defined on another NIC`), errAddressTaken},
 		{status(http.StatusConflict, `Instance "x" already exists`), errdefs.ErrAlreadyExists},
 		{status(http.StatusServiceUnavailable, "starting"), errdefs.ErrUnavailable},
-		{status(http.StatusInternalServerError, "disk on fire"), errdefs.ErrInternal},
+		{status(http.StatusInternalServerError, "disk on fire"), errFailed},
 		{operationError("The instance is already running"), errAlready},
 		{operationError("The instance is already stopped"), errAlready},
-		{operationError("Failed to run: forkstart"), errdefs.ErrInternal},
+		{operationError("Failed to run: forkstart"), errFailed},
 		{errors.New("connection refused"), errdefs.ErrUnavailable},
 		{fmt.Errorf("Get: %w", context.DeadlineExceeded), errdefs.ErrUnavailable},
 	} {
@@ -96,6 +98,7 @@ func TestClassify(t *testing.T) {
 		require.ErrorIs(t, got, test.class, test.err)
 		require.NotErrorIs(t, got, context.DeadlineExceeded)
 	}
+	require.True(t, errdefs.IsUnavailable(errFailed) && errdefs.IsUnavailable(errDenied) && errdefs.IsUnavailable(errNoCommand))
 	require.True(t, errdefs.IsConflict(errBusy) && errdefs.IsConflict(errAddressTaken) && errdefs.IsFailedPrecondition(errAlready))
 
 	ended, cancel := context.WithCancel(t.Context())

@@ -19,9 +19,13 @@ var (
 	errBusy         = fmt.Errorf("instance is busy: %w", errdefs.ErrConflict)
 	errAlready      = fmt.Errorf("nothing to do: %w", errdefs.ErrFailedPrecondition)
 	errAddressTaken = fmt.Errorf("address is taken: %w", errdefs.ErrConflict)
+	// What the engine fails with for reasons of its own, or ours: whoever calls has done nothing wrong.
+	errFailed = fmt.Errorf("the engine failed: %w", errdefs.ErrUnavailable)
+	// It does not let us: the certificate has expired or was removed, or the project is restricted.
+	errDenied = fmt.Errorf("not permitted: %w", errFailed)
 	// Incus says by these what elsewhere are the exit codes 127 and 126.
-	errNoCommand     = fmt.Errorf("no such command: %w", errdefs.ErrInternal)
-	errNotExecutable = fmt.Errorf("no command: %w", errdefs.ErrInternal)
+	errNoCommand     = fmt.Errorf("no such command: %w", errFailed)
+	errNotExecutable = fmt.Errorf("no command: %w", errFailed)
 )
 
 // texts give errors a class where the engines give none: an operation fails with a text alone, and much that is the
@@ -48,10 +52,11 @@ var texts = []struct {
 	{"open : no such file", errdefs.ErrNotFound}, // LXD, of a console that has printed nothing yet
 }
 
+// statuses are those that mean something to callers. What they may give is checked before the engine sees it, so that even
+// 400 is no fault of theirs.
 var statuses = map[int]error{
-	http.StatusBadRequest:         errdefs.ErrInvalidArgument,
-	http.StatusUnauthorized:       errdefs.ErrPermissionDenied,
-	http.StatusForbidden:          errdefs.ErrPermissionDenied,
+	http.StatusUnauthorized:       errDenied,
+	http.StatusForbidden:          errDenied,
 	http.StatusNotFound:           errdefs.ErrNotFound,
 	http.StatusConflict:           errdefs.ErrConflict,
 	http.StatusPreconditionFailed: errBusy, // an ETag: what it stands for is looked at again before the next try
@@ -90,10 +95,40 @@ func (c *client) classify(ctx context.Context, err error) error {
 			return fmt.Errorf("lxd: %v: %w", err, t.class)
 		}
 	}
-	if class, ok := statuses[status]; ok {
-		return fmt.Errorf("lxd: %v: %w", err, class)
+	class, ok := statuses[status]
+	if !ok {
+		class = errFailed
 	}
-	return fmt.Errorf("lxd: %v: %w", err, errdefs.ErrInternal)
+	if class == errDenied && c.denied != nil {
+		c.denied(err)
+	}
+	return fmt.Errorf("lxd: %v: %w", err, class)
+}
+
+// making drops AlreadyExists where nothing of a name is made: what exists is a device or a rule of the engine's.
+func making(method string, err error) error {
+	if method != http.MethodPost && errdefs.IsAlreadyExists(err) {
+		return fmt.Errorf("%v: %w", err, errFailed)
+	}
+	return err
+}
+
+// connecting gives errors the classes that they have while we connect: not being let in is an answer then.
+func connecting(err error) error {
+	if errors.Is(err, errDenied) {
+		said := strings.TrimSuffix(err.Error(), ": "+errDenied.Error())
+		return fmt.Errorf("%s: %w", said, errdefs.ErrPermissionDenied)
+	}
+	return err
+}
+
+// connected gives errors the classes that they have after that: what is missing of the configuration is missing for any
+// caller.
+func connected(err error) error {
+	if errdefs.IsFailedPrecondition(err) {
+		return fmt.Errorf("%v: %w", err, errFailed)
+	}
+	return err
 }
 
 // checkName refuses what is no name of ours before it gets anywhere near a URL.

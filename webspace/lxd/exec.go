@@ -51,7 +51,7 @@ func (r *Runtime) Exec(ctx context.Context, name string, opts webspace.ExecOptio
 	}
 	op, err := response.MetadataAsOperation()
 	if err != nil {
-		return -1, fmt.Errorf("lxd: exec in %s: %w: %w", name, err, errdefs.ErrInternal)
+		return -1, fmt.Errorf("lxd: exec in %s: %v: %w", name, err, errFailed)
 	}
 
 	run, cancel := context.WithCancelCause(ctx)
@@ -60,11 +60,14 @@ func (r *Runtime) Exec(ctx context.Context, name string, opts webspace.ExecOptio
 	defer s.tasks.Wait()
 	defer s.outputs.Wait()
 	defer cancel(nil)
-	if err := s.connect(run, opts, r.opts.EventTimeout); err != nil {
-		return -1, err
+	if err = s.connect(run, opts, r.opts.EventTimeout); err == nil {
+		op, err = r.client.wait(run, op.ID)
 	}
-	op, err = r.client.wait(run, op.ID)
-	if ctx.Err() == nil && run.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
+		return -1, fmt.Errorf("lxd: %w", ctx.Err())
+	case run.Err() != nil:
+		// Whatever was under way fails because run has ended, which is not the caller's doing.
 		return -1, fmt.Errorf("lxd: exec in %s: %w", name, context.Cause(run))
 	}
 	if err == nil {
@@ -159,7 +162,7 @@ func (s *session) dial(ctx context.Context, fd string) (*websocket.Conn, error) 
 	fds, _ := s.op.Metadata["fds"].(map[string]any)
 	secret, ok := fds[fd].(string)
 	if !ok {
-		return nil, fmt.Errorf("lxd: the engine offers no stream %s: %w", fd, errdefs.ErrInternal)
+		return nil, fmt.Errorf("lxd: the engine offers no stream %s: %w", fd, errFailed)
 	}
 	return s.client.websocket(ctx, s.client.path(url.Values{"secret": {secret}}, "operations", s.op.ID, "websocket"))
 }

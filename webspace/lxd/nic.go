@@ -2,6 +2,7 @@ package lxd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -37,10 +38,10 @@ func (r *Runtime) currentNIC(ctx context.Context) (nic, error) {
 	switch {
 	case err == nil:
 		return fresh, nil
-	case ctx.Err() != nil || errdefs.IsUnavailable(err):
+	case ctx.Err() != nil || errdefs.IsUnavailable(err) && !errors.Is(err, errFailed):
 		return nic{}, err
 	}
-	// The profile or the network is gone. Instances that have been made are still where they were.
+	// The profile or the network is gone, or no longer for us to see. Instances that have been made are still where they were.
 	r.opts.Logger.Warn("profile of new instances can not be read", "profile", r.opts.Profile, "error", err)
 	n.readAt = time.Now()
 	r.mu.Lock()

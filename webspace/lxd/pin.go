@@ -33,7 +33,7 @@ func (r *Runtime) start(ctx context.Context, name string) error {
 func (r *Runtime) repin(ctx context.Context, name string) (pinned bool, err error) {
 	n, err := r.readNIC(ctx)
 	if err != nil {
-		return false, err
+		return false, connected(err)
 	}
 	i, etag, err := r.instance(ctx, name)
 	if err != nil {

@@ -68,6 +68,7 @@ type Runtime struct {
 	mu       sync.Mutex
 	nic      nic                 // that of the profile, see currentNIC
 	reserved map[netip.Addr]bool // addresses of instances that are being created
+	reading  *reading            // the latest of leases, or nil
 
 	writers locks // one writer of an instance's record at a time
 }
@@ -92,9 +93,15 @@ func Connect(ctx context.Context, opts *Options) (*Runtime, error) {
 	r := &Runtime{client: c, opts: o, reserved: map[netip.Addr]bool{}}
 	n, err := r.readNIC(ctx)
 	if err != nil {
-		return nil, err
+		return nil, connecting(err)
 	}
 	n.warn(o.Logger)
+	var once sync.Once
+	c.denied = func(err error) {
+		once.Do(func() {
+			o.Logger.Error("the engine does not permit what it has to; see our certificate and its restrictions", "error", err)
+		})
+	}
 	return r, nil
 }
 
@@ -159,7 +166,7 @@ func (c *client) authenticate(ctx context.Context, password string) error {
 	for {
 		var server api.Server
 		if _, err := c.get(ctx, "/1.0?"+url.Values{"project": {c.project}}.Encode(), &server); err != nil {
-			return err
+			return connecting(err)
 		}
 		if server.Auth == "trusted" {
 			return nil
@@ -170,7 +177,7 @@ func (c *client) authenticate(ctx context.Context, password string) error {
 		certificate := api.CertificatesPost{Password: password}
 		certificate.Name, certificate.Type = userAgent, api.CertificateTypeClient
 		if err := c.change(ctx, c.timeout, http.MethodPost, "/1.0/certificates", certificate, ""); err != nil {
-			return err
+			return connecting(err)
 		}
 		password = ""
 	}
@@ -183,7 +190,7 @@ func (r *Runtime) Isolated() {}
 const recordKey = "user._webspaced"
 
 // List implements [webspace.Runtime]. What it asks of the engine does not grow with the number of instances: one call,
-// a second one if an instance has no pinned address, and a third if that is needed for TrustedPrefixes.
+// a second one, once a second, if an instance has no pinned address, and a third if that is needed for TrustedPrefixes.
 func (r *Runtime) List(ctx context.Context, prefix string) ([]webspace.Instance, error) {
 	var all []api.InstanceFull
 	query := url.Values{"recursion": {"1"}}
@@ -268,7 +275,7 @@ func (r *Runtime) Create(ctx context.Context, name string, opts webspace.CreateO
 	}
 	n, err := r.readNIC(ctx)
 	if err != nil {
-		return err
+		return connected(err)
 	}
 	request := api.InstancesPost{
 		Name:   name,

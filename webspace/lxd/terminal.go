@@ -34,7 +34,7 @@ func (r *Runtime) Console(ctx context.Context, name string, opts webspace.Consol
 	}
 	op, err := response.MetadataAsOperation()
 	if err != nil {
-		return fmt.Errorf("lxd: console of %s: %w: %w", name, err, errdefs.ErrInternal)
+		return fmt.Errorf("lxd: console of %s: %v: %w", name, err, errFailed)
 	}
 	run, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	stay, leave := context.WithCancelCause(ctx)
@@ -43,10 +43,9 @@ func (r *Runtime) Console(ctx context.Context, name string, opts webspace.Consol
 	defer s.outputs.Wait()
 	defer cancel(nil)
 	defer leave(nil)
-	if err := s.attach(run, opts, terminal, r.opts.EventTimeout, stay, leave); err != nil {
-		return err
+	if err = s.attach(run, opts, terminal, r.opts.EventTimeout, stay, leave); err == nil {
+		_, err = r.client.wait(run, op.ID)
 	}
-	op, err = r.client.wait(run, op.ID)
 	if err == nil {
 		defer time.AfterFunc(r.opts.CallTimeout, func() { cancel(nil) }).Stop()
 		s.outputs.Wait()
