@@ -31,7 +31,7 @@ type ConnectOptions struct {
 // Every method returns an error for an answer that is not a success: an [*Error] of the class that the server meant. The
 // fields of a response for other statuses are therefore never set.
 func Connect(server, token string, opts *ConnectOptions) (*ClientWithResponses, error) {
-	client := &http.Client{Timeout: 6 * time.Minute}
+	client := &http.Client{Timeout: 12 * time.Minute} // the installation of an SSH server takes up to 10
 	if opts != nil && opts.HTTPClient != nil {
 		client = opts.HTTPClient
 	}

@@ -111,16 +111,43 @@ func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int) (at net
 		}
 	}()
 	for {
-		// Back-off and slot come before the lock, so that a stop or a deletion does not wait behind the crowd.
-		if slot == nil && !m.index.look(e).runs() {
-			if slot, err = m.awaitSlot(ctx, e); err != nil {
-				return at, false, done, err
-			}
+		var unlock func()
+		if m.index.look(e).runs() {
+			unlock, err = m.lifecycle.lock(ctx, e.name)
+		} else {
+			slot, unlock, err = m.lockWithSlot(ctx, e.name, func() (func(), error) { return m.awaitSlot(ctx, e) })
+		}
+		if err != nil {
+			return at, false, done, err
 		}
 		var again bool
-		if at, booted, again, err = m.startLocked(ctx, e, port, slot != nil); !again {
+		at, booted, again, err = m.startLocked(ctx, e, port, slot != nil)
+		unlock()
+		if !again {
 			return at, booted, done, err
 		}
+	}
+}
+
+// lockWithSlot gets a boot slot, then the lock of a webspace. The slot comes first, so that a stop or a deletion does not
+// wait behind the crowd; and it is not kept while the lock is waited for, so that a webspace whose deletion takes long
+// keeps nobody else from booting.
+func (m *Manager) lockWithSlot(ctx context.Context, name string, slot func() (func(), error)) (release, unlock func(), err error) {
+	for {
+		if release, err = slot(); err != nil {
+			return nil, nil, err
+		}
+		soon, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		unlock, err = m.lifecycle.lock(soon, name)
+		cancel()
+		if err == nil {
+			return release, unlock, nil
+		}
+		release()
+		if unlock, err = m.lifecycle.lock(ctx, name); err != nil {
+			return nil, nil, err
+		}
+		unlock()
 	}
 }
 
@@ -132,15 +159,24 @@ func (m *Manager) awaitSlot(ctx context.Context, e *entry) (release func(), err 
 	if err := e.activation.awaitBackoff(ctx); err != nil {
 		return nil, err
 	}
-	m.tell(e.name, NoticeQueued, queuedMessage)
+	release, err = m.bootSlot(ctx, e.name)
+	if err != nil {
+		return nil, &proxy.Failure{
+			Reason: "Too many webspaces are starting at the moment.", RetryAfter: 5 * time.Second,
+			Err: fmt.Errorf("no boot slot: %v: %w", err, errdefs.ErrResourceExhausted),
+		}
+	}
+	return release, nil
+}
+
+// bootSlot waits for one of the slots of boots at a time.
+func (m *Manager) bootSlot(ctx context.Context, name string) (release func(), err error) {
+	m.tell(name, NoticeQueued, queuedMessage)
 	select {
 	case m.boots <- struct{}{}:
 		return sync.OnceFunc(func() { <-m.boots }), nil
 	case <-ctx.Done():
-		return nil, &proxy.Failure{
-			Reason: "Too many webspaces are starting at the moment.", RetryAfter: 5 * time.Second,
-			Err: fmt.Errorf("no boot slot: %v: %w", ctx.Err(), errdefs.ErrResourceExhausted),
-		}
+		return nil, ctx.Err()
 	}
 }
 
@@ -148,11 +184,6 @@ func (m *Manager) awaitSlot(ctx context.Context, e *entry) (release func(), err 
 // request that comes while its webspace is being stopped waits here and then boots it again. again says that a start
 // takes a slot, which the caller has to get first.
 func (m *Manager) startLocked(ctx context.Context, e *entry, port int, slot bool) (at netip.AddrPort, booted, again bool, err error) {
-	unlock, err := m.lifecycle.lock(ctx, e.name)
-	if err != nil {
-		return at, false, false, err
-	}
-	defer unlock()
 	v, err := m.refresh(ctx, e.name)
 	if err != nil {
 		return at, false, false, err

@@ -219,18 +219,11 @@ func (m *Manager) Start(ctx context.Context, id identity.UserID) error {
 	if err := check(); err != nil {
 		return err
 	}
-	// The slot comes before the lock: a stop or a deletion does not wait behind the crowd.
-	m.tell(name, NoticeQueued, queuedMessage)
-	select {
-	case m.boots <- struct{}{}:
-		defer func() { <-m.boots }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	unlock, err := m.lifecycle.lock(ctx, name)
+	release, unlock, err := m.lockWithSlot(ctx, name, func() (func(), error) { return m.bootSlot(ctx, name) })
 	if err != nil {
 		return err
 	}
+	defer release()
 	defer unlock()
 	if err := check(); err != nil {
 		return err

@@ -98,3 +98,40 @@ func TestLeaveDuringRestart(t *testing.T) {
 		require.Equal(t, webspace.StatusRunning, w.instance(name).Status)
 	})
 }
+
+// Whoever waits for a webspace that takes long to delete keeps nobody else from booting.
+func TestSlotsWithoutLock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		deleting := make(chan struct{})
+		w := newWorld(t, func(w *world, f *runtimetest.FakeOptions) {
+			slowBoots(w, f)
+			w.opts.Boots = 2
+			f.Before = func(ctx context.Context, op, name string) error {
+				if op == "Delete" && name == "ws-u1000" {
+					<-deleting
+				}
+				return nil
+			}
+		})
+		w.create(1000)
+		w.create(1001)
+		w.settled()
+		deleted := make(chan error, 1)
+		go func() { deleted <- w.Delete(t.Context(), 1000) }()
+		time.Sleep(time.Minute)
+		starts := make(chan error, 8)
+		for range cap(starts) {
+			go func() { starts <- w.Start(t.Context(), 1000) }()
+		}
+		time.Sleep(time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		_, err := w.EnsureStarted(ctx, 1001)
+		require.NoError(t, err)
+		close(deleting)
+		require.NoError(t, <-deleted)
+		for range cap(starts) {
+			require.Error(t, <-starts)
+		}
+	})
+}

@@ -144,9 +144,14 @@ func authorizedKeys(keys []string) (string, error) {
 
 // setUp does all that a creation does inside: the instance is started for it, and stopped at the end.
 func (m *Manager) setUp(ctx context.Context, name string, s setup) error {
+	// A creation that can not begin soon is better refused than answered after whoever asked has given up.
+	patience := time.NewTimer(30 * time.Second)
+	defer patience.Stop()
 	select {
 	case m.setups <- struct{}{}:
 		defer func() { <-m.setups }()
+	case <-patience.C:
+		return fmt.Errorf("too many webspaces are being set up at the moment: %w", errdefs.ErrResourceExhausted)
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -209,12 +214,11 @@ func (m *Manager) runSetup(ctx context.Context, name string, s setup) error {
 }
 
 func (m *Manager) bootForSetup(ctx context.Context, name string) error {
-	select {
-	case m.boots <- struct{}{}:
-		defer func() { <-m.boots }()
-	case <-ctx.Done():
-		return ctx.Err()
+	release, err := m.bootSlot(ctx, name)
+	if err != nil {
+		return err
 	}
+	defer release()
 	ctx, cancel := context.WithTimeout(ctx, m.opts.StartTimeout)
 	defer cancel()
 	if err := m.runtime.Start(ctx, name); err != nil {
