@@ -17,27 +17,31 @@ type CacheOptions struct {
 	// logged out or demoted at the provider may go on; and so long users that were seen before go on while the provider is
 	// out of reach.
 	TTL time.Duration
-	// Size is how many answers are kept; those that were not used for longest go first [10000].
+	// Size is how many users are kept; those that were not used for longest go first [10000].
 	Size int
 }
 
-// failureTTL is how long a refusal, or that the provider is out of reach, is taken for granted: long enough to answer a
-// burst of the same question once.
-const failureTTL = time.Second
+const (
+	// failureTTL is how long a refusal, or that the provider is out of reach, is taken for granted: long enough to answer a
+	// burst of the same question once.
+	failureTTL = time.Second
+	// maxFailures is how many such are kept.
+	maxFailures = 1000
+)
 
 // Cache remembers for a short time what an identity provider has answered. Of several askers of the same thing one asks
 // the provider, and the others wait for the answer. No token is kept: only its SHA-256. An answer to a token is not used
-// after the token's end. A [Learner] needs no cache, and would not be told of users behind one. Cache is safe for concurrent
-// use.
+// after the token's end. Refusals are kept apart, so that made-up tokens push no user out. A [Learner] needs no cache, and
+// would not be told of users behind one. Cache is safe for concurrent use.
 type Cache struct {
 	auth      Authenticator
 	directory Directory
 	ttl       time.Duration
-	size      int
 
-	mu      sync.Mutex
-	entries map[cacheKey]*list.Element // of *answer
-	recent  list.List                  // the most recently used first
+	mu       sync.Mutex
+	users    answers
+	failures answers
+	flights  map[cacheKey]*flight
 }
 
 var (
@@ -58,13 +62,49 @@ type cacheKey struct {
 	sum      [sha256.Size]byte
 }
 
-// answer is what the provider has said. turn is held by who asks it; the rest is guarded by Cache.mu.
+// answer is what the provider has said.
 type answer struct {
 	key   cacheKey
-	turn  chan struct{} // one value while somebody asks
-	until time.Time     // how long it holds; zero before the first
+	until time.Time // how long it holds
 	user  User
 	err   error
+}
+
+// answers are the answers that were last used, up to so many.
+type answers struct {
+	size   int
+	byKey  map[cacheKey]*list.Element // of *answer
+	recent list.List                  // the most recently used first
+}
+
+func (as *answers) get(key cacheKey) *answer {
+	element, ok := as.byKey[key]
+	if !ok {
+		return nil
+	}
+	as.recent.MoveToFront(element)
+	return element.Value.(*answer)
+}
+
+func (as *answers) put(a *answer) {
+	as.remove(a.key)
+	if len(as.byKey) >= as.size {
+		as.remove(as.recent.Back().Value.(*answer).key)
+	}
+	as.byKey[a.key] = as.recent.PushFront(a)
+}
+
+func (as *answers) remove(key cacheKey) {
+	if element, ok := as.byKey[key]; ok {
+		as.recent.Remove(element)
+		delete(as.byKey, key)
+	}
+}
+
+// flight is those who ask the same at the same time. turn is held by the one who asks the provider.
+type flight struct {
+	turn   chan struct{}
+	askers int // guarded by Cache.mu
 }
 
 // NewCache returns a cache of what auth and directory say.
@@ -79,7 +119,12 @@ func NewCache(auth Authenticator, directory Directory, opts *CacheOptions) *Cach
 	if o.Size <= 0 {
 		o.Size = 10_000
 	}
-	return &Cache{auth: auth, directory: directory, ttl: o.TTL, size: o.Size, entries: make(map[cacheKey]*list.Element)}
+	return &Cache{
+		auth: auth, directory: directory, ttl: o.TTL,
+		users:    answers{size: o.Size, byKey: make(map[cacheKey]*list.Element)},
+		failures: answers{size: maxFailures, byKey: make(map[cacheKey]*list.Element)},
+		flights:  make(map[cacheKey]*flight),
+	}
 }
 
 // Authenticate implements [Authenticator].
@@ -101,66 +146,80 @@ func (c *Cache) ask(ctx context.Context, q question, about string, provider func
 	if err := ctx.Err(); err != nil {
 		return User{}, err
 	}
-	a := c.answer(cacheKey{q, sha256.Sum256([]byte(about))})
-	if user, err, ok := c.current(a); ok {
+	key := cacheKey{q, sha256.Sum256([]byte(about))}
+	if user, err, ok := c.current(key); ok {
 		return user, err
 	}
+	f := c.join(key)
+	defer c.leave(key, f)
 	select {
-	case a.turn <- struct{}{}:
-		defer func() { <-a.turn }()
+	case f.turn <- struct{}{}:
+		defer func() { <-f.turn }()
 	case <-ctx.Done():
 		return User{}, ctx.Err()
 	}
-	if user, err, ok := c.current(a); ok {
+	if user, err, ok := c.current(key); ok {
 		return user, err // somebody else has asked meanwhile
 	}
 	asked := time.Now()
 	user, err := provider()
-	c.store(ctx, a, user, err, asked)
+	c.store(ctx, key, user, err, asked)
 	return user, err
 }
 
-// answer returns the entry of a question, which may be empty as yet.
-func (c *Cache) answer(key cacheKey) *answer {
+func (c *Cache) join(key cacheKey) *flight {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if element, ok := c.entries[key]; ok {
-		c.recent.MoveToFront(element)
-		return element.Value.(*answer)
+	f, ok := c.flights[key]
+	if !ok {
+		f = &flight{turn: make(chan struct{}, 1)}
+		c.flights[key] = f
 	}
-	for len(c.entries) >= c.size {
-		oldest := c.recent.Remove(c.recent.Back()).(*answer)
-		delete(c.entries, oldest.key)
+	f.askers++
+	return f
+}
+
+func (c *Cache) leave(key cacheKey, f *flight) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f.askers--; f.askers == 0 {
+		delete(c.flights, key)
 	}
-	a := &answer{key: key, turn: make(chan struct{}, 1)}
-	c.entries[key] = c.recent.PushFront(a)
-	return a
 }
 
 // current returns the answer if there is one that holds.
-func (c *Cache) current(a *answer) (User, error, bool) {
+func (c *Cache) current(key cacheKey) (User, error, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
-	if !now.Before(a.until) || !a.user.Expires.IsZero() && !now.Before(a.user.Expires) {
-		return User{}, nil, false
+	for _, kept := range []*answers{&c.users, &c.failures} {
+		a := kept.get(key)
+		if a == nil || !now.Before(a.until) || !a.user.Expires.IsZero() && !now.Before(a.user.Expires) {
+			continue
+		}
+		user := a.user
+		user.SSHKeys = slices.Clone(user.SSHKeys)
+		return user, a.err, true
 	}
-	user := a.user
-	user.SSHKeys = slices.Clone(user.SSHKeys)
-	return user, a.err, true
+	return User{}, nil, false
 }
 
-func (c *Cache) store(ctx context.Context, a *answer, user User, err error, asked time.Time) {
+func (c *Cache) store(ctx context.Context, key cacheKey, user User, err error, asked time.Time) {
 	user.SSHKeys = slices.Clone(user.SSHKeys)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case err == nil:
-		a.user, a.err, a.until = user, nil, asked.Add(c.ttl)
-	case ctx.Err() != nil:
-		// The asker has gone; whoever waits asks anew.
-	case errdefs.IsNotFound(err), errdefs.IsUnauthorized(err), errdefs.IsUnavailable(err):
-		// From now on, because a provider that is away may have taken long to say so.
-		a.user, a.err, a.until = User{}, err, time.Now().Add(min(failureTTL, c.ttl))
+	if err == nil {
+		c.failures.remove(key)
+		c.users.put(&answer{key: key, user: user, until: asked.Add(c.ttl)})
+		return
 	}
+	refused := errdefs.IsNotFound(err) || errdefs.IsUnauthorized(err)
+	if ctx.Err() != nil || !refused && !errdefs.IsUnavailable(err) {
+		return // the asker has gone, or nothing is said about the user; whoever waits asks anew
+	}
+	if refused {
+		c.users.remove(key)
+	}
+	// From now on, because a provider that is away may have taken long to say so.
+	c.failures.put(&answer{key: key, err: err, until: time.Now().Add(min(failureTTL, c.ttl))})
 }

@@ -193,6 +193,30 @@ func TestCacheIsBounded(t *testing.T) {
 	})
 }
 
+// Made-up tokens push out no user, who is needed while the provider is away.
+func TestCacheKeepsUsersFromRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOracle()
+		c := identity.NewCache(o, o, &identity.CacheOptions{Size: 10})
+		_, err := c.Authenticate(t.Context(), "t")
+		require.NoError(t, err)
+		o.set(identity.User{}, errdefs.ErrUnauthenticated)
+		for i := range 2000 {
+			for range 2 {
+				_, err = c.Authenticate(t.Context(), fmt.Sprint("junk", i))
+				require.True(t, errdefs.IsUnauthorized(err))
+			}
+		}
+		require.Equal(t, 1, o.count("token junk1999"), "a refusal is not kept at all")
+		_, err = c.Authenticate(t.Context(), "junk0")
+		require.True(t, errdefs.IsUnauthorized(err))
+		require.Equal(t, 2, o.count("token junk0"), "all refusals are kept")
+		o.set(identity.User{}, errdefs.ErrUnavailable)
+		_, err = c.Authenticate(t.Context(), "t")
+		require.NoError(t, err)
+	})
+}
+
 // An error that says nothing about the user is not an answer.
 func TestCacheForgetsOtherErrors(t *testing.T) {
 	o := newOracle()
