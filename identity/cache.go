@@ -47,6 +47,7 @@ type Cache struct {
 var (
 	_ Authenticator = (*Cache)(nil)
 	_ Directory     = (*Cache)(nil)
+	_ Refresher     = (*Cache)(nil)
 )
 
 type question byte
@@ -65,6 +66,7 @@ type cacheKey struct {
 // answer is what the provider has said.
 type answer struct {
 	key   cacheKey
+	asked time.Time
 	until time.Time // how long it holds
 	user  User
 	err   error
@@ -129,25 +131,32 @@ func NewCache(auth Authenticator, directory Directory, opts *CacheOptions) *Cach
 
 // Authenticate implements [Authenticator].
 func (c *Cache) Authenticate(ctx context.Context, token string) (User, error) {
-	return c.ask(ctx, whoseToken, token, func() (User, error) { return c.auth.Authenticate(ctx, token) })
+	return c.ask(ctx, whoseToken, token, time.Time{}, func() (User, error) { return c.auth.Authenticate(ctx, token) })
+}
+
+// Fresh implements [Refresher]. Those who come while the provider is being asked share the next question. A provider that
+// is out of reach takes nothing away from what was known.
+func (c *Cache) Fresh(ctx context.Context, token string) (User, error) {
+	return c.ask(ctx, whoseToken, token, time.Now(), func() (User, error) { return c.auth.Authenticate(ctx, token) })
 }
 
 // ByID implements [Directory].
 func (c *Cache) ByID(ctx context.Context, id UserID) (User, error) {
-	return c.ask(ctx, whoHasID, id.String(), func() (User, error) { return c.directory.ByID(ctx, id) })
+	return c.ask(ctx, whoHasID, id.String(), time.Time{}, func() (User, error) { return c.directory.ByID(ctx, id) })
 }
 
 // ByUsername implements [Directory].
 func (c *Cache) ByUsername(ctx context.Context, username string) (User, error) {
-	return c.ask(ctx, whoIsCalled, username, func() (User, error) { return c.directory.ByUsername(ctx, username) })
+	return c.ask(ctx, whoIsCalled, username, time.Time{}, func() (User, error) { return c.directory.ByUsername(ctx, username) })
 }
 
-func (c *Cache) ask(ctx context.Context, q question, about string, provider func() (User, error)) (User, error) {
+// ask uses no answer to a question from before since.
+func (c *Cache) ask(ctx context.Context, q question, about string, since time.Time, provider func() (User, error)) (User, error) {
 	if err := ctx.Err(); err != nil {
 		return User{}, err
 	}
 	key := cacheKey{q, sha256.Sum256([]byte(about))}
-	if user, err, ok := c.current(key); ok {
+	if user, err, ok := c.current(key, since); ok {
 		return user, err
 	}
 	f := c.join(key)
@@ -158,7 +167,7 @@ func (c *Cache) ask(ctx context.Context, q question, about string, provider func
 	case <-ctx.Done():
 		return User{}, ctx.Err()
 	}
-	if user, err, ok := c.current(key); ok {
+	if user, err, ok := c.current(key, since); ok {
 		return user, err // somebody else has asked meanwhile
 	}
 	asked := time.Now()
@@ -187,14 +196,14 @@ func (c *Cache) leave(key cacheKey, f *flight) {
 	}
 }
 
-// current returns the answer if there is one that holds.
-func (c *Cache) current(key cacheKey) (User, error, bool) {
+// current returns the answer if there is one that holds, to a question from after since.
+func (c *Cache) current(key cacheKey, since time.Time) (User, error, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
 	for _, kept := range []*answers{&c.users, &c.failures} {
 		a := kept.get(key)
-		if a == nil || !now.Before(a.until) || !a.user.Expires.IsZero() && !now.Before(a.user.Expires) {
+		if a == nil || !a.asked.After(since) || !now.Before(a.until) || !a.user.Expires.IsZero() && !now.Before(a.user.Expires) {
 			continue
 		}
 		user := a.user
@@ -210,7 +219,7 @@ func (c *Cache) store(ctx context.Context, key cacheKey, user User, err error, a
 	defer c.mu.Unlock()
 	if err == nil {
 		c.failures.remove(key)
-		c.users.put(&answer{key: key, user: user, until: asked.Add(c.ttl)})
+		c.users.put(&answer{key: key, user: user, asked: asked, until: asked.Add(c.ttl)})
 		return
 	}
 	refused := errdefs.IsNotFound(err) || errdefs.IsUnauthorized(err)
@@ -221,5 +230,5 @@ func (c *Cache) store(ctx context.Context, key cacheKey, user User, err error, a
 		c.users.remove(key)
 	}
 	// From now on, because a provider that is away may have taken long to say so.
-	c.failures.put(&answer{key: key, err: err, until: time.Now().Add(min(failureTTL, c.ttl))})
+	c.failures.put(&answer{key: key, err: err, asked: asked, until: time.Now().Add(min(failureTTL, c.ttl))})
 }

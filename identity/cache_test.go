@@ -217,6 +217,59 @@ func TestCacheKeepsUsersFromRefusals(t *testing.T) {
 	})
 }
 
+func TestCacheFresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOracle()
+		c := identity.NewCache(o, o, nil)
+		_, err := c.Authenticate(t.Context(), "t")
+		require.NoError(t, err)
+
+		// A provider that is away takes nothing from what is known.
+		o.set(identity.User{}, errdefs.ErrUnavailable)
+		_, err = c.Fresh(t.Context(), "t")
+		require.True(t, errdefs.IsUnavailable(err), "%v", err)
+		_, err = c.Authenticate(t.Context(), "t")
+		require.NoError(t, err)
+
+		// What it says is known to all.
+		o.set(identity.User{ID: 1000, Username: "alice", Admin: true}, nil)
+		u, err := c.Fresh(t.Context(), "t")
+		require.NoError(t, err)
+		require.True(t, u.Admin)
+		time.Sleep(20 * time.Second)
+		u, err = c.Authenticate(t.Context(), "t")
+		require.NoError(t, err)
+		require.True(t, u.Admin)
+		o.set(identity.User{}, errdefs.ErrUnauthenticated)
+		_, err = c.Fresh(t.Context(), "t")
+		require.True(t, errdefs.IsUnauthorized(err), "%v", err)
+		_, err = c.Authenticate(t.Context(), "t")
+		require.True(t, errdefs.IsUnauthorized(err), "%v", err)
+		require.Equal(t, 4, o.count("token t"))
+	})
+}
+
+// Who comes while the provider is being asked may know of something newer, so they wait for the next answer: all for one.
+func TestCacheFreshHasOneFlight(t *testing.T) {
+	for _, away := range []error{nil, errdefs.ErrUnavailable} {
+		synctest.Test(t, func(t *testing.T) {
+			o := newOracle()
+			o.delay = 500 * time.Millisecond
+			o.set(identity.User{ID: 1000, Username: "alice"}, away)
+			c := identity.NewCache(o, o, nil)
+			var wg sync.WaitGroup
+			for range 16 {
+				wg.Go(func() {
+					_, err := c.Fresh(t.Context(), "t")
+					require.ErrorIs(t, err, away)
+				})
+			}
+			wg.Wait()
+			require.Equal(t, 2, o.count("token t"))
+		})
+	}
+}
+
 // An error that says nothing about the user is not an answer.
 func TestCacheForgetsOtherErrors(t *testing.T) {
 	o := newOracle()

@@ -44,6 +44,13 @@ type Authenticator interface {
 	Authenticate(ctx context.Context, token string) (User, error)
 }
 
+// Refresher is an [Authenticator] that uses answers again, and can do without: what is open for long has to end when the
+// user is logged out or demoted, and not when an answer has become old as well.
+type Refresher interface {
+	// Fresh is Authenticate with an answer to a question that was asked no earlier than now.
+	Fresh(ctx context.Context, token string) (User, error)
+}
+
 // Directory looks users up.
 //
 // Implementations are safe for concurrent use and bound every call by a deadline of their own besides ctx. Errors:

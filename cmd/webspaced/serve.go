@@ -99,7 +99,7 @@ func apiOptions(c *config.Config, log *slog.Logger) *openapi.Options {
 	}
 	limits := c.HTTP.Limits
 	return &openapi.Options{
-		Logger: log, AllowedOrigins: origins,
+		Logger: log, AllowedOrigins: origins, Recheck: recheck(c),
 		Limits: openapi.Limits{
 			Rate: float64(limits.Rate), Burst: limits.Burst,
 			ExpensiveRate: float64(limits.ExpensiveRate), ExpensiveBurst: limits.ExpensiveBurst,

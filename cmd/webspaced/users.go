@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"github.com/netsoc/webspaced/identity"
 	"github.com/netsoc/webspaced/identity/iamd"
@@ -48,6 +49,12 @@ func newUsers(c *config.Config, log *slog.Logger) (identity.Authenticator, ident
 		return users, users, users.Close, nil
 	}
 	return nil, nil, nil, fmt.Errorf("identity.provider: there is no provider %q", c.Identity.Provider)
+}
+
+// recheck is how often those who have something open are asked about: a log-out ends that as soon as it ends all else, or
+// sooner.
+func recheck(c *config.Config) time.Duration {
+	return min(max(c.Identity.CacheTTL, time.Second), 30*time.Second)
 }
 
 // warnOfPlainHTTP tells the operator that whoever is on the way to an identity provider can be anybody.

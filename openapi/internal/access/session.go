@@ -7,13 +7,16 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/netsoc/webspaced/identity"
 )
 
 var errExpired = fmt.Errorf("the token has expired: %w", errdefs.ErrUnauthenticated)
 
 // Session is [Gate.Write] for as long as the actor may: the context that it returns is done, with the reason as its
 // cause, when ctx is, when the actor's token expires or is revoked, or when the actor may no longer reach this
-// webspace. The identity provider is asked anew each interval; while it is out of reach nothing changes.
+// webspace. The identity provider itself is asked anew each interval, whatever an [identity.Refresher] remembers of it;
+// while it is out of reach nothing changes.
 //
 // stop ends the session and waits for what belongs to it. It has to be called once.
 func (g *Gate) Session(ctx context.Context, username string, interval time.Duration) (w Writer, session context.Context, stop func(), err error) {
@@ -27,6 +30,10 @@ func (g *Gate) Session(ctx context.Context, username string, interval time.Durat
 	if at := from.user.Expires; !at.IsZero() {
 		session, expire = context.WithDeadlineCause(session, at, errExpired)
 	}
+	authenticate := g.auth.Authenticate
+	if refresher, ok := g.auth.(identity.Refresher); ok {
+		authenticate = refresher.Fresh
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		tick := time.NewTicker(interval)
@@ -37,7 +44,7 @@ func (g *Gate) Session(ctx context.Context, username string, interval time.Durat
 				return
 			case <-tick.C:
 			}
-			actor, err := g.auth.Authenticate(session, from.token)
+			actor, err := authenticate(session, from.token)
 			if err == nil {
 				err = authorize(actor, write, w.owner.ID)
 			}
