@@ -335,13 +335,17 @@ func (e *Engine) run(args ...string) error {
 }
 
 func (e *Engine) output(args ...string) (string, error) {
+	return e.outputWithin(2*time.Minute, args...)
+}
+
+func (e *Engine) outputWithin(limit time.Duration, args ...string) (string, error) {
 	cmd := e.Command(args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Start(); err != nil {
 		return "", err
 	}
-	defer time.AfterFunc(2*time.Minute, func() { cmd.Process.Kill() }).Stop()
+	defer time.AfterFunc(limit, func() { cmd.Process.Kill() }).Stop()
 	if err := cmd.Wait(); err != nil {
 		return "", fmt.Errorf("lxc %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(errs.String()))
 	}

@@ -121,7 +121,18 @@ func (e *Engine) importImage(alias string, image Image) error {
 		return fmt.Errorf("image %s: %w", alias, err)
 	}
 	defer os.Remove(path)
-	if err := e.run("image", "import", path, "--alias", alias); err != nil {
+	// An LXD that was killed and started again at times never answers an import, so it is asked again.
+	var err error
+	for range 4 {
+		if _, err = e.outputWithin(30*time.Second, "image", "import", path, "--alias", alias); err == nil {
+			break
+		}
+		if e.run("image", "show", alias) == nil {
+			err = nil // it is there all the same
+			break
+		}
+	}
+	if err != nil {
 		return err
 	}
 	e.images[alias] = true
