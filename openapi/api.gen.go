@@ -556,8 +556,9 @@ type ClientInterface interface {
 	// ExecWithBody Run a command
 	//
 	// Runs a command line with `/bin/sh -c`, as root and without input, and waits for it. The webspace is started if it is stopped.
-	// A command is killed after 5 minutes or when the caller leaves. Of each output the first MiB is returned; bytes that are
-	// not UTF-8 are replaced. A command that fails is no error here: see `exitCode`.
+	// A command is killed after 5 minutes, or when the caller leaves or may no longer run it. A webspace runs at most 4 such commands
+	// at a time; more are answered 429. Of each output the first MiB is returned. Bytes that are not UTF-8 and control characters other
+	// than tab, line feed and carriage return are replaced by U+FFFD. A command that fails is no error here: see `exitCode`.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -567,8 +568,9 @@ type ClientInterface interface {
 	// Exec Run a command
 	//
 	// Runs a command line with `/bin/sh -c`, as root and without input, and waits for it. The webspace is started if it is stopped.
-	// A command is killed after 5 minutes or when the caller leaves. Of each output the first MiB is returned; bytes that are
-	// not UTF-8 are replaced. A command that fails is no error here: see `exitCode`.
+	// A command is killed after 5 minutes, or when the caller leaves or may no longer run it. A webspace runs at most 4 such commands
+	// at a time; more are answered 429. Of each output the first MiB is returned. Bytes that are not UTF-8 and control characters other
+	// than tab, line feed and carriage return are replaced by U+FFFD. A command that fails is no error here: see `exitCode`.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -920,8 +922,9 @@ func (c *Client) AddDomain(ctx context.Context, username Username, domain Domain
 // ExecWithBody Run a command
 //
 // Runs a command line with `/bin/sh -c`, as root and without input, and waits for it. The webspace is started if it is stopped.
-// A command is killed after 5 minutes or when the caller leaves. Of each output the first MiB is returned; bytes that are
-// not UTF-8 are replaced. A command that fails is no error here: see `exitCode`.
+// A command is killed after 5 minutes, or when the caller leaves or may no longer run it. A webspace runs at most 4 such commands
+// at a time; more are answered 429. Of each output the first MiB is returned. Bytes that are not UTF-8 and control characters other
+// than tab, line feed and carriage return are replaced by U+FFFD. A command that fails is no error here: see `exitCode`.
 //
 // Takes any type of body and a specified content type.
 //
@@ -941,8 +944,9 @@ func (c *Client) ExecWithBody(ctx context.Context, username Username, contentTyp
 // Exec Run a command
 //
 // Runs a command line with `/bin/sh -c`, as root and without input, and waits for it. The webspace is started if it is stopped.
-// A command is killed after 5 minutes or when the caller leaves. Of each output the first MiB is returned; bytes that are
-// not UTF-8 are replaced. A command that fails is no error here: see `exitCode`.
+// A command is killed after 5 minutes, or when the caller leaves or may no longer run it. A webspace runs at most 4 such commands
+// at a time; more are answered 429. Of each output the first MiB is returned. Bytes that are not UTF-8 and control characters other
+// than tab, line feed and carriage return are replaced by U+FFFD. A command that fails is no error here: see `exitCode`.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -2308,8 +2312,9 @@ type ClientWithResponsesInterface interface {
 	// ExecWithBodyWithResponse Run a command
 	//
 	// Runs a command line with `/bin/sh -c`, as root and without input, and waits for it. The webspace is started if it is stopped.
-	// A command is killed after 5 minutes or when the caller leaves. Of each output the first MiB is returned; bytes that are
-	// not UTF-8 are replaced. A command that fails is no error here: see `exitCode`.
+	// A command is killed after 5 minutes, or when the caller leaves or may no longer run it. A webspace runs at most 4 such commands
+	// at a time; more are answered 429. Of each output the first MiB is returned. Bytes that are not UTF-8 and control characters other
+	// than tab, line feed and carriage return are replaced by U+FFFD. A command that fails is no error here: see `exitCode`.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -2319,8 +2324,9 @@ type ClientWithResponsesInterface interface {
 	// ExecWithResponse Run a command
 	//
 	// Runs a command line with `/bin/sh -c`, as root and without input, and waits for it. The webspace is started if it is stopped.
-	// A command is killed after 5 minutes or when the caller leaves. Of each output the first MiB is returned; bytes that are
-	// not UTF-8 are replaced. A command that fails is no error here: see `exitCode`.
+	// A command is killed after 5 minutes, or when the caller leaves or may no longer run it. A webspace runs at most 4 such commands
+	// at a time; more are answered 429. Of each output the first MiB is returned. Bytes that are not UTF-8 and control characters other
+	// than tab, line feed and carriage return are replaced by U+FFFD. A command that fails is no error here: see `exitCode`.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5138,8 +5144,9 @@ func (c *ClientWithResponses) AddDomainWithResponse(ctx context.Context, usernam
 // ExecWithBodyWithResponse Run a command
 //
 // Runs a command line with `/bin/sh -c`, as root and without input, and waits for it. The webspace is started if it is stopped.
-// A command is killed after 5 minutes or when the caller leaves. Of each output the first MiB is returned; bytes that are
-// not UTF-8 are replaced. A command that fails is no error here: see `exitCode`.
+// A command is killed after 5 minutes, or when the caller leaves or may no longer run it. A webspace runs at most 4 such commands
+// at a time; more are answered 429. Of each output the first MiB is returned. Bytes that are not UTF-8 and control characters other
+// than tab, line feed and carriage return are replaced by U+FFFD. A command that fails is no error here: see `exitCode`.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -5155,8 +5162,9 @@ func (c *ClientWithResponses) ExecWithBodyWithResponse(ctx context.Context, user
 // ExecWithResponse Run a command
 //
 // Runs a command line with `/bin/sh -c`, as root and without input, and waits for it. The webspace is started if it is stopped.
-// A command is killed after 5 minutes or when the caller leaves. Of each output the first MiB is returned; bytes that are
-// not UTF-8 are replaced. A command that fails is no error here: see `exitCode`.
+// A command is killed after 5 minutes, or when the caller leaves or may no longer run it. A webspace runs at most 4 such commands
+// at a time; more are answered 429. Of each output the first MiB is returned. Bytes that are not UTF-8 and control characters other
+// than tab, line feed and carriage return are replaced by U+FFFD. A command that fails is no error here: see `exitCode`.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //

@@ -11,7 +11,10 @@ import (
 )
 
 // handlers implement the operations of the document. They turn errors over to whoever calls them, by their class.
-type handlers struct{ gate *access.Gate }
+type handlers struct {
+	gate     *access.Gate
+	sessions *sessions
+}
 
 var _ StrictServerInterface = handlers{}
 

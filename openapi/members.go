@@ -2,12 +2,15 @@ package openapi
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/netsoc/webspaced/openapi/internal/access"
+	"github.com/netsoc/webspaced/webspace"
 )
 
 // maxLog bounds what is returned of a console log, in bytes.
@@ -98,20 +101,40 @@ func (h handlers) ClearLog(ctx context.Context, req ClearLogRequestObject) (Clea
 	return ClearLog204Response{}, h.change(ctx, req.Username, access.Writer.ClearLog)
 }
 
+// Exec runs a command as a session: it is killed when its caller may no longer run it.
 func (h handlers) Exec(ctx context.Context, req ExecRequestObject) (ExecResponseObject, error) {
-	writer, err := h.gate.Write(ctx, req.Username)
+	var result webspace.ShellResult
+	err := h.sessions.command(ctx, req.Username, func(ctx context.Context, writer access.Writer) (err error) {
+		result, err = writer.Shell(ctx, req.Body.Command)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	result, err := writer.Shell(ctx, req.Body.Command)
-	if err != nil {
-		return nil, err
-	}
-	return Exec200JSONResponse{
+	return execAnswer{
 		Stdout: text(result.Stdout), Stderr: text(result.Stderr), ExitCode: result.ExitCode,
 		StdoutTruncated: &result.StdoutTruncated, StderrTruncated: &result.StderrTruncated,
 	}, nil
 }
 
-// text is what a command has printed as JSON can hold it.
-func text(b []byte) string { return strings.ToValidUTF8(string(b), "\uFFFD") }
+// execAnswer is an ExecResult whose JSON is at most three times as long as what the command has printed.
+type execAnswer ExecResult
+
+// VisitExecResponse writes the answer. Escaped for HTML pages, which this is none of, a "<" would have six bytes.
+func (a execAnswer) VisitExecResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(a)
+}
+
+// text is what a command has printed as JSON can hold it without growing: control characters would have six bytes each.
+func text(b []byte) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' && r != '\t' && r != '\n' && r != '\r' {
+			return utf8.RuneError
+		}
+		return r // what is not UTF-8 is RuneError already
+	}, string(b))
+}

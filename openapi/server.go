@@ -72,7 +72,7 @@ type Server struct {
 // ServeHTTP implements [http.Handler].
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.next.ServeHTTP(w, r) }
 
-// Shutdown ends what never ends by itself, terminals and streams of events, and waits until it has or ctx ends. From now
+// Shutdown ends what takes long or never ends by itself, terminals, streams of events and commands, and waits until it has or ctx ends. From now
 // on there are no new ones. [http.Server.Shutdown] knows nothing of terminals and waits for streams for ever, so call
 // both at the same time.
 func (s *Server) Shutdown(ctx context.Context) error { return s.sessions.shutdown(ctx) }
@@ -100,7 +100,7 @@ func NewServer(manager *webspace.Manager, auth identity.Authenticator, dir ident
 	refuse := func(w http.ResponseWriter, r *http.Request, err error) {
 		fail(w, r, fmt.Errorf("%s: %w", describe(err), errdefs.ErrInvalidArgument))
 	}
-	strict := NewStrictHandlerWithOptions(handlers{gate}, nil, StrictHTTPServerOptions{RequestErrorHandlerFunc: refuse, ResponseErrorHandlerFunc: fail})
+	strict := NewStrictHandlerWithOptions(handlers{gate, s.sessions}, nil, StrictHTTPServerOptions{RequestErrorHandlerFunc: refuse, ResponseErrorHandlerFunc: fail})
 	HandlerWithOptions(strict, StdHTTPServerOptions{
 		BaseRouter:  mux,
 		Middlewares: []MiddlewareFunc{check.middleware},

@@ -21,8 +21,10 @@ import (
 type rawHandler func(w http.ResponseWriter, r *http.Request, writer access.Writer) error
 
 const (
-	maxSessions = 16 // of one webspace
-	maxSession  = 12 * time.Hour
+	maxSessions    = 16 // of one webspace, commands included
+	maxCommands    = 4  // of one webspace
+	maxAllCommands = 64 // of all webspaces: each may hold two MiB of output
+	maxSession     = 12 * time.Hour
 )
 
 // Why sessions end.
@@ -31,7 +33,7 @@ var (
 	errShutdown = fmt.Errorf("the server is shutting down: %w", errdefs.ErrUnavailable)
 )
 
-// sessions are the requests of raw handlers that are under way.
+// sessions are the requests of raw handlers, and the commands without a terminal, that are under way.
 type sessions struct {
 	gate    *access.Gate
 	recheck time.Duration
@@ -40,14 +42,16 @@ type sessions struct {
 	ctx context.Context // ends with the server
 	end context.CancelCauseFunc
 
-	mu     sync.Mutex
-	closed bool
-	open   map[identity.UserID]int
-	all    sync.WaitGroup
+	mu          sync.Mutex
+	closed      bool
+	open        map[identity.UserID]int
+	commands    map[identity.UserID]int
+	allCommands int
+	all         sync.WaitGroup
 }
 
 func newSessions(gate *access.Gate, recheck time.Duration, fail func(http.ResponseWriter, *http.Request, error)) *sessions {
-	s := &sessions{gate: gate, recheck: recheck, fail: fail, open: make(map[identity.UserID]int)}
+	s := &sessions{gate: gate, recheck: recheck, fail: fail, open: make(map[identity.UserID]int), commands: make(map[identity.UserID]int)}
 	s.ctx, s.end = context.WithCancelCause(context.Background())
 	return s
 }
@@ -65,12 +69,24 @@ func (s *sessions) serve(w http.ResponseWriter, r *http.Request, serve rawHandle
 	if r.Method != http.MethodGet { // a mux takes HEAD for GET
 		return statusError{fmt.Errorf("%s is not a method here: %w", r.Method, errdefs.ErrInvalidArgument), http.StatusMethodNotAllowed}
 	}
-	writer, ctx, stop, err := s.gate.Session(r.Context(), r.PathValue("username"), s.recheck)
+	return s.run(r.Context(), r.PathValue("username"), s.enter, func(ctx context.Context, writer access.Writer) error {
+		return serve(w, r.WithContext(ctx), writer)
+	})
+}
+
+// command calls run as a session that counts as a command.
+func (s *sessions) command(ctx context.Context, username string, run func(context.Context, access.Writer) error) error {
+	return s.run(ctx, username, s.enterCommand, run)
+}
+
+// run calls do with the context of a session, which ends as that of a [rawHandler] does.
+func (s *sessions) run(ctx context.Context, username string, enter func(identity.UserID) (func(), error), do func(context.Context, access.Writer) error) error {
+	writer, ctx, stop, err := s.gate.Session(ctx, username, s.recheck)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	leave, err := s.enter(writer.Owner())
+	leave, err := enter(writer.Owner())
 	if err != nil {
 		return err
 	}
@@ -80,7 +96,7 @@ func (s *sessions) serve(w http.ResponseWriter, r *http.Request, serve rawHandle
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	defer context.AfterFunc(s.ctx, func() { end(context.Cause(s.ctx)) })()
-	err = serve(w, r.WithContext(ctx), writer)
+	err = do(ctx, writer)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		return cause
 	}
@@ -91,11 +107,15 @@ func (s *sessions) serve(w http.ResponseWriter, r *http.Request, serve rawHandle
 func (s *sessions) enter(owner identity.UserID) (leave func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.enterLocked(owner)
+}
+
+func (s *sessions) enterLocked(owner identity.UserID) (leave func(), err error) {
 	switch {
 	case s.closed:
 		return nil, errShutdown
 	case s.open[owner] >= maxSessions:
-		return nil, fmt.Errorf("this webspace has %d terminals and streams open, which is the limit: %w", maxSessions, errdefs.ErrResourceExhausted)
+		return nil, fmt.Errorf("this webspace has %d terminals, streams and commands open, which is the limit: %w", maxSessions, errdefs.ErrResourceExhausted)
 	}
 	s.open[owner]++
 	s.all.Add(1)
@@ -106,6 +126,33 @@ func (s *sessions) enter(owner identity.UserID) (leave func(), err error) {
 			delete(s.open, owner)
 		}
 		s.all.Done()
+	}, nil
+}
+
+// enterCommand counts a session of a webspace that is a command.
+func (s *sessions) enterCommand(owner identity.UserID) (leave func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.commands[owner] >= maxCommands:
+		return nil, fmt.Errorf("this webspace runs %d commands, which is the limit: %w", maxCommands, errdefs.ErrResourceExhausted)
+	case s.allCommands >= maxAllCommands:
+		return nil, fmt.Errorf("too many commands are running; come again in a moment: %w", errdefs.ErrResourceExhausted)
+	}
+	leaveSession, err := s.enterLocked(owner)
+	if err != nil {
+		return nil, err
+	}
+	s.commands[owner]++
+	s.allCommands++
+	return func() {
+		s.mu.Lock()
+		s.allCommands--
+		if s.commands[owner]--; s.commands[owner] == 0 {
+			delete(s.commands, owner)
+		}
+		s.mu.Unlock()
+		leaveSession()
 	}, nil
 }
 
