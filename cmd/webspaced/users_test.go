@@ -39,7 +39,7 @@ func (i *iamd) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		alice = `{"id": 1000, "username": "alice", "email": "a@example.org", "first_name": "A", "last_name": "L", "ssh_key": null, "is_admin": null, "verified": true, "renewed": "2021-01-01T00:00:00Z"}`
 		root  = `{"id": 1, "username": "root", "email": "r@example.org", "first_name": "R", "last_name": "T", "ssh_key": null, "is_admin": true, "verified": true, "renewed": "2021-01-01T00:00:00Z"}`
 	)
-	token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+	token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer e30.e30.x") // the form of a JWT
 	self := map[string]string{"alices": alice, "roots": root}[token]
 	switch who := strings.TrimPrefix(r.URL.Path, "/v1/users/"); {
 	case i.status != 0:
@@ -71,7 +71,7 @@ func TestServeWithIamd(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "webspaced.yaml")
 	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, `
-iam: {url: "%s/v1", token: roots}
+iam: {url: "%s/v1", token: e30.e30.xroots}
 identity: {cache_ttl: 200ms}
 runtime: local
 local: {directory: %s}
@@ -115,7 +115,7 @@ gateway: {http_listen_address: 127.0.0.1:0}
 	call := func(method, token, who, body string) int {
 		req, err := http.NewRequest(method, "http://"+at[1]+"/v1/webspace/"+who, strings.NewReader(body))
 		require.NoError(t, err)
-		req.Header.Set("Authorization", "Bearer "+token)
+		req.Header.Set("Authorization", "Bearer e30.e30.x"+token)
 		req.Header.Set("Content-Type", "application/json")
 		return do(req)
 	}

@@ -2,7 +2,7 @@
 //
 // A token is valid if iamd says so: it alone holds the key that tokens are signed with, and it refuses those from before
 // a log-out or a change of the user's rights. Whatever else goes wrong (no answer, an error of the server, an answer that
-// makes no sense, our own token refused) is Unavailable: only iamd's clear word refuses anybody.
+// makes no sense, our own token refused) is Unavailable: only iamd's clear word refuses a token that could be one.
 package iamd
 
 import (
@@ -90,8 +90,16 @@ func New(baseURL, token string, opts *Options) (*Provider, error) {
 
 // Authenticate implements [identity.Authenticator].
 func (p *Provider) Authenticate(ctx context.Context, token string) (identity.User, error) {
-	if !isToken(token) {
-		return identity.User{}, fmt.Errorf("the token is missing, too long or not a token: %w", errdefs.ErrUnauthenticated)
+	if err := ctx.Err(); err != nil {
+		return identity.User{}, err
+	}
+	claims, ok := decodeClaims(token)
+	if !ok {
+		return identity.User{}, fmt.Errorf("the token is missing, too long or not a JWT: %w", errdefs.ErrUnauthenticated)
+	}
+	expires, readable := claims.expires()
+	if !expires.IsZero() && !time.Now().Before(expires) {
+		return identity.User{}, fmt.Errorf("the token has expired: %w", errdefs.ErrUnauthenticated)
 	}
 	callerCtx := ctx
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
@@ -124,8 +132,10 @@ func (p *Provider) Authenticate(ctx context.Context, token string) (identity.Use
 	if err != nil {
 		return fail(err)
 	}
-	subject, expires := claims(token)
-	if subject != "" && subject != user.ID.String() {
+	if !readable {
+		return fail(errors.New("iamd accepts a token whose end is not a time"))
+	}
+	if !claims.allow(user.ID) {
 		return fail(fmt.Errorf("iamd answers with user %d to a token of another", user.ID))
 	}
 	user.Expires = expires
@@ -246,28 +256,53 @@ func isProblem(body []byte) bool {
 	return json.Unmarshal(body, &problem) == nil && problem.Message != nil
 }
 
-// claims returns whose a token is and when it ends, as far as can be read from it. Only iamd can verify a token, so this
-// means something for one that iamd has accepted, and for no other.
-func claims(token string) (subject string, expires time.Time) {
+// claims are what a token says. Only iamd can verify a token, so this means something for one that iamd has accepted; of
+// any other, it can be used to refuse it.
+type claims map[string]json.RawMessage
+
+// decodeClaims is not ok for what does not have the form of a JWT: three parts in base64url, the second a JSON object.
+func decodeClaims(token string) (c claims, ok bool) {
 	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
-		return "", time.Time{}
+	if !isToken(token) || len(parts) != 3 {
+		return nil, false
 	}
-	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil {
-		return "", time.Time{}
+	var payload []byte
+	for i, part := range parts {
+		decoded, err := base64.RawURLEncoding.DecodeString(part)
+		if err != nil || len(decoded) == 0 {
+			return nil, false
+		}
+		if i == 1 {
+			payload = decoded
+		}
 	}
-	var c struct {
-		Subject string      `json:"sub"`
-		Expires json.Number `json:"exp"`
+	return c, json.Unmarshal(payload, &c) == nil && c != nil
+}
+
+// expires returns when the token ends, to the second; zero if it does not say. Not ok if what it says is no time.
+func (c claims) expires() (t time.Time, ok bool) {
+	value, ok := c["exp"]
+	if !ok || string(value) == "null" {
+		return t, true
 	}
-	if err := json.Unmarshal(payload, &c); err != nil {
-		return "", time.Time{}
+	seconds, err := strconv.ParseFloat(string(value), 64)
+	if err != nil || seconds < -1<<40 || seconds > 1<<40 {
+		return t, false
 	}
-	if seconds, err := strconv.ParseInt(c.Expires.String(), 10, 64); err == nil && seconds > 0 && seconds < 1<<40 {
-		expires = time.Unix(seconds, 0)
+	return time.Unix(int64(seconds), 0), true
+}
+
+// allow reports whether the token may be this user's: its subject, a text or a number, is theirs, or it has none.
+func (c claims) allow(id identity.UserID) bool {
+	value, ok := c["sub"]
+	if !ok || string(value) == "null" {
+		return true
 	}
-	return c.Subject, expires
+	subject := string(value)
+	if value[0] == '"' && json.Unmarshal(value, &subject) != nil {
+		return false
+	}
+	return subject == id.String()
 }
 
 // isToken reports whether s has the form of a bearer token (RFC 6750, section 2.1), which no header is broken by.

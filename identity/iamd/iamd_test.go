@@ -147,6 +147,61 @@ func TestEverythingElseIsUnavailable(t *testing.T) {
 	}
 }
 
+// One odd claim does not hide the others.
+func TestClaims(t *testing.T) {
+	s := newStandIn(t)
+	p := connect(t, s, nil)
+	s.answer(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/token") {
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		fmt.Fprint(w, `{"id": 1000, "username": "alice"}`)
+	})
+	end := time.Now().Add(time.Hour).Truncate(time.Second)
+	for name, c := range map[string]struct {
+		sub, exp any
+		expires  time.Time
+		bad      error
+	}{
+		"text and whole":      {sub: "1000", exp: end.Unix(), expires: end},
+		"number and fraction": {sub: 1000, exp: float64(end.Unix()) + 0.5, expires: end},
+		"neither":             {},
+		"another's number":    {sub: 1001, exp: end.Unix(), bad: errdefs.ErrUnavailable},
+		"another's text":      {sub: "1001", exp: float64(end.Unix()) + 0.5, bad: errdefs.ErrUnavailable},
+		"another, odd end":    {sub: "1001", exp: "soon", bad: errdefs.ErrUnavailable},
+		"odd subject":         {sub: []string{"1000"}, exp: end.Unix(), bad: errdefs.ErrUnavailable},
+		"odd end":             {sub: "1000", exp: "soon", bad: errdefs.ErrUnavailable},
+		"odd subject, over":   {sub: true, exp: 1.5, bad: errdefs.ErrUnauthenticated},
+		"over before 1970":    {sub: "1000", exp: -1, bad: errdefs.ErrUnauthenticated},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u, err := p.Authenticate(t.Context(), s.sign(map[string]any{"sub": c.sub, "exp": c.exp}, s.key))
+			require.ErrorIs(t, err, c.bad)
+			if c.bad == nil {
+				require.Equal(t, identity.UserID(1000), u.ID)
+				require.True(t, c.expires.Equal(u.Expires), "%v", u.Expires)
+			}
+		})
+	}
+}
+
+// Iamd is not asked about what can not be a token of its, or is one no longer.
+func TestRefusedUnasked(t *testing.T) {
+	s := newStandIn(t)
+	p := connect(t, s, nil)
+	for name, token := range map[string]string{
+		"empty": "", "opaque": "secret", "two parts": "e30.e30", "four parts": "e30.e30.e30.e30", "empty part": "e30.e30.",
+		"not base64url": "e30.e30.a+b/", "padded": "e30.e30.e30=", "line end": "e30.e30.e30\n", "payload not JSON": "e30.e30x.e30",
+		"payload null": "e30.bnVsbA.e30", "payload a list": "e30.W10.e30",
+		"too long": "e30.e30." + strings.Repeat("a", identity.MaxToken), "over": s.token(1000, -time.Second),
+	} {
+		_, err := p.Authenticate(t.Context(), token)
+		require.True(t, errdefs.IsUnauthorized(err), "%s: %v", name, err)
+	}
+	require.Empty(t, s.requests())
+}
+
 func TestSlowAnswer(t *testing.T) {
 	s := newStandIn(t)
 	p := connect(t, s, &iamd.Options{Timeout: 50 * time.Millisecond})
