@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/netsoc/webspaced/identity"
 	"github.com/netsoc/webspaced/webspace"
@@ -53,8 +54,13 @@ func (h handlers) EnsureStarted(ctx context.Context, req EnsureStartedRequestObj
 	return EnsureStarted200TextResponse(address.Addr().String()), nil
 }
 
+// healthTimeout is shorter than those who ask for the server's health wait.
+const healthTimeout = 2 * time.Second
+
 func (h handlers) GetHealth(ctx context.Context, _ GetHealthRequestObject) (GetHealthResponseObject, error) {
-	if err := h.gate.Healthy(ctx); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	defer cancel()
+	if _, err := h.health.get(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, h.gate.Healthy(ctx) }); err != nil {
 		return nil, statusError{err, http.StatusInternalServerError}
 	}
 	return GetHealth204Response{}, nil

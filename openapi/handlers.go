@@ -14,12 +14,14 @@ import (
 type handlers struct {
 	gate     *access.Gate
 	sessions *sessions
+	images   *kept[[]webspace.Image]
+	health   *kept[struct{}]
 }
 
 var _ StrictServerInterface = handlers{}
 
 func (h handlers) GetImages(ctx context.Context, _ GetImagesRequestObject) (GetImagesResponseObject, error) {
-	images, err := h.gate.Images(ctx)
+	images, err := h.images.get(ctx, h.gate.Images)
 	if err != nil {
 		return nil, err
 	}

@@ -100,7 +100,7 @@ func NewServer(manager *webspace.Manager, auth identity.Authenticator, dir ident
 	refuse := func(w http.ResponseWriter, r *http.Request, err error) {
 		fail(w, r, fmt.Errorf("%s: %w", describe(err), errdefs.ErrInvalidArgument))
 	}
-	strict := NewStrictHandlerWithOptions(handlers{gate, s.sessions}, nil, StrictHTTPServerOptions{RequestErrorHandlerFunc: refuse, ResponseErrorHandlerFunc: fail})
+	strict := NewStrictHandlerWithOptions(handlers{gate, s.sessions, newKept[[]webspace.Image](), newKept[struct{}]()}, nil, StrictHTTPServerOptions{RequestErrorHandlerFunc: refuse, ResponseErrorHandlerFunc: fail})
 	HandlerWithOptions(strict, StdHTTPServerOptions{
 		BaseRouter:  mux,
 		Middlewares: []MiddlewareFunc{check.middleware},
