@@ -494,7 +494,7 @@ type ClientInterface interface {
 
 	// CreateWebspaceWithBody Create a webspace
 	//
-	// Creates a webspace, stopped. It boots on its first request.
+	// Creates a webspace, stopped. It boots on its first request. 409 also stands for an image that is not fit for a webspace.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -503,7 +503,7 @@ type ClientInterface interface {
 
 	// CreateWebspace Create a webspace
 	//
-	// Creates a webspace, stopped. It boots on its first request.
+	// Creates a webspace, stopped. It boots on its first request. 409 also stands for an image that is not fit for a webspace.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -780,7 +780,7 @@ func (c *Client) GetWebspace(ctx context.Context, username Username, reqEditors 
 
 // CreateWebspaceWithBody Create a webspace
 //
-// Creates a webspace, stopped. It boots on its first request.
+// Creates a webspace, stopped. It boots on its first request. 409 also stands for an image that is not fit for a webspace.
 //
 // Takes any type of body and a specified content type.
 //
@@ -799,7 +799,7 @@ func (c *Client) CreateWebspaceWithBody(ctx context.Context, username Username, 
 
 // CreateWebspace Create a webspace
 //
-// Creates a webspace, stopped. It boots on its first request.
+// Creates a webspace, stopped. It boots on its first request. 409 also stands for an image that is not fit for a webspace.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -2242,7 +2242,7 @@ type ClientWithResponsesInterface interface {
 
 	// CreateWebspaceWithBodyWithResponse Create a webspace
 	//
-	// Creates a webspace, stopped. It boots on its first request.
+	// Creates a webspace, stopped. It boots on its first request. 409 also stands for an image that is not fit for a webspace.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -2251,7 +2251,7 @@ type ClientWithResponsesInterface interface {
 
 	// CreateWebspaceWithResponse Create a webspace
 	//
-	// Creates a webspace, stopped. It boots on its first request.
+	// Creates a webspace, stopped. It boots on its first request. 409 also stands for an image that is not fit for a webspace.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5026,7 +5026,7 @@ func (c *ClientWithResponses) GetWebspaceWithResponse(ctx context.Context, usern
 
 // CreateWebspaceWithBodyWithResponse Create a webspace
 //
-// Creates a webspace, stopped. It boots on its first request.
+// Creates a webspace, stopped. It boots on its first request. 409 also stands for an image that is not fit for a webspace.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -5041,7 +5041,7 @@ func (c *ClientWithResponses) CreateWebspaceWithBodyWithResponse(ctx context.Con
 
 // CreateWebspaceWithResponse Create a webspace
 //
-// Creates a webspace, stopped. It boots on its first request.
+// Creates a webspace, stopped. It boots on its first request. 409 also stands for an image that is not fit for a webspace.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
