@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/containerd/errdefs"
 )
@@ -81,6 +82,10 @@ func newProblem(err error) Problem {
 		message = "what runs the webspaces can not do this"
 	case status >= 500:
 		message = "something went wrong in the server"
+	}
+	// The class is in the status and the code; in the words for people it says nothing.
+	for _, c := range classes {
+		message = strings.TrimSuffix(message, ": "+c.class.Error())
 	}
 	title := http.StatusText(status)
 	return Problem{Message: message, Code: &code, Status: &status, Title: &title}

@@ -72,9 +72,9 @@ type Server struct {
 // ServeHTTP implements [http.Handler].
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.next.ServeHTTP(w, r) }
 
-// Shutdown ends what takes long or never ends by itself, terminals, streams of events and commands, and waits until it has or ctx ends. From now
-// on there are no new ones. [http.Server.Shutdown] knows nothing of terminals and waits for streams for ever, so call
-// both at the same time.
+// Shutdown ends what takes long or never ends by itself, terminals, streams of events and commands, and waits until it has
+// or ctx ends. From now on there are no new ones. [http.Server.Shutdown] knows nothing of terminals and waits for streams
+// for ever, so call both at the same time.
 func (s *Server) Shutdown(ctx context.Context) error { return s.sessions.shutdown(ctx) }
 
 // NewServer returns a server of the API, with its documentation at /swagger. auth says who a bearer token belongs to, dir

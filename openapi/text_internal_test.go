@@ -2,10 +2,12 @@ package openapi
 
 import (
 	"bytes"
+	"fmt"
 	"net/http/httptest"
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 )
 
@@ -20,5 +22,17 @@ func TestText(t *testing.T) {
 		rec := httptest.NewRecorder()
 		require.NoError(t, execAnswer{Stdout: text(b), Stderr: strings.Repeat(" ", 10)}.VisitExecResponse(rec))
 		require.LessOrEqual(t, rec.Body.Len(), 3*len(b)+100, "%q", worst)
+	}
+}
+
+// A message is for people: it does not end in the name of the error's class.
+func TestMessageWithoutClass(t *testing.T) {
+	for want, err := range map[string]error{
+		"user 1 has no webspace":             fmt.Errorf("user 1 has no webspace: %w", errdefs.ErrNotFound),
+		"image: give one":                    fmt.Errorf("image: give one: %w", errdefs.ErrInvalidArgument),
+		"not found: x":                       fmt.Errorf("not found: x: %w", errdefs.ErrNotFound),
+		"something went wrong in the server": fmt.Errorf("secret detail: %w", errdefs.ErrInternal),
+	} {
+		require.Equal(t, want, newProblem(err).Message)
 	}
 }

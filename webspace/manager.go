@@ -150,7 +150,7 @@ func (m *Manager) read(ctx context.Context, id identity.UserID) (record, Instanc
 
 func (m *Manager) wrap(id identity.UserID, err error) error {
 	if errdefs.IsNotFound(err) {
-		return fmt.Errorf("user %d has no webspace: %w", id, err)
+		return fmt.Errorf("user %d has no webspace: %w", id, errdefs.ErrNotFound) // that is all there is to say
 	}
 	return fmt.Errorf("webspace of user %d: %w", id, err)
 }
