@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/require"
 
@@ -141,15 +142,15 @@ func TestTerminalSessionsEnd(t *testing.T) {
 	for _, path := range []string{"exec", "console"} {
 		first := map[string]string{"exec": execMessage("cat"), "console": "{}"}[path]
 		for name, end := range map[string]struct {
-			token string
+			token func() string
 			code  int
 			do    func()
 		}{
-			"expired": {fmt.Sprintf("alice-token;exp=%d", time.Now().Add(4*time.Second).Unix()), websocket.ClosePolicyViolation, func() {}},
-			"stopped": {"alice-token", websocket.CloseNormalClosure, func() { require.NoError(t, a.manager.Stop(t.Context(), 1000)) }},
+			"expired": {func() string { return fmt.Sprintf("alice-token;exp=%d", time.Now().Add(4*time.Second).Unix()) }, websocket.ClosePolicyViolation, func() {}},
+			"stopped": {func() string { return "alice-token" }, websocket.CloseNormalClosure, func() { require.NoError(t, a.manager.Stop(t.Context(), 1000)) }},
 		} {
 			t.Run(path+" "+name, func(t *testing.T) {
-				c := dialTerminal(t, url+path, end.token, first)
+				c := dialTerminal(t, url+path, end.token(), first)
 				c.write("typed\n")
 				c.until("typed")
 				end.do()
@@ -157,7 +158,9 @@ func TestTerminalSessionsEnd(t *testing.T) {
 			})
 		}
 	}
-	require.NoError(t, a.manager.Start(t.Context(), 1000))
+	if err := a.manager.Start(t.Context(), 1000); !errdefs.IsConflict(err) { // it runs if the last one only expired
+		require.NoError(t, err)
+	}
 	requireIdle(t, a)
 
 	t.Run("too many", func(t *testing.T) {
