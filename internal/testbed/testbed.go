@@ -48,6 +48,13 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
+// AtEnd has fn called when all tests are over, for what they share.
+func AtEnd(fn func()) {
+	started.Lock()
+	defer started.Unlock()
+	started.stops = append(started.stops, fn)
+}
+
 func stopAll() {
 	started.Lock()
 	stops := started.stops

@@ -34,6 +34,7 @@ var binary = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	testbed.AtEnd(func() { _ = os.RemoveAll(dir) })
 	path := filepath.Join(dir, "webspaced")
 	out, err := exec.Command("go", "build", "-race", "-o", path, "github.com/netsoc/webspaced/cmd/webspaced").CombinedOutput()
 	if err != nil {
