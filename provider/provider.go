@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/errdefs"
 )
@@ -28,6 +29,9 @@ type Route struct {
 	// Backend is where requests go: "http://HOST:PORT" or "https://HOST:PORT" for HTTP that the proxy terminates,
 	// "tcp://HOST:PORT" for TLS that it passes through by SNI. HOST is an address, or a host name for the gateway.
 	Backend string
+	// Certificates of those hosts that have one of their own, sorted by host, without duplicates. All others are served
+	// with the one that the reverse proxy uses by default. Without meaning for a tcp:// backend, which can have none.
+	Certificates []Certificate
 }
 
 // Validate reports the first reason why r can not be written, as InvalidArgument. Providers may rely on it: the
@@ -47,12 +51,30 @@ func (r Route) Validate() error {
 			return fmt.Errorf("hosts of route %s are not sorted and unique: %w", r.Name, errdefs.ErrInvalidArgument)
 		}
 	}
-	return validateBackend(r.Name, r.Backend)
+	if err := ValidateBackend(r.Backend); err != nil {
+		return fmt.Errorf("route %s: %w", r.Name, err)
+	}
+	if len(r.Certificates) > 0 && strings.HasPrefix(r.Backend, "tcp://") {
+		return fmt.Errorf("route %s passes TLS through, and has certificates: %w", r.Name, errdefs.ErrInvalidArgument)
+	}
+	for i, c := range r.Certificates {
+		if err := c.Validate(); err != nil {
+			return fmt.Errorf("route %s: %w", r.Name, err)
+		}
+		if i > 0 && r.Certificates[i-1].Host.name >= c.Host.name {
+			return fmt.Errorf("certificates of route %s are not sorted and unique: %w", r.Name, errdefs.ErrInvalidArgument)
+		}
+		if !slices.Contains(r.Hosts, c.Host) {
+			return fmt.Errorf("certificate of route %s is for %s, which is no host of it: %w", r.Name, c.Host, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
 }
 
-func validateBackend(name, backend string) error {
+// ValidateBackend reports what keeps a text from being the backend of a route, as InvalidArgument.
+func ValidateBackend(backend string) error {
 	invalid := func(why string) error {
-		return fmt.Errorf("backend %q of route %s: %s: %w", backend, name, why, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("backend %q: %s: %w", backend, why, errdefs.ErrInvalidArgument)
 	}
 	u, err := url.Parse(backend)
 	if err != nil {
@@ -89,7 +111,18 @@ func isBackendHost(s string) bool {
 
 // Equal reports whether r and other say the same.
 func (r Route) Equal(other Route) bool {
-	return r.Name == other.Name && r.Backend == other.Backend && slices.Equal(r.Hosts, other.Hosts)
+	return r.Name == other.Name && r.Backend == other.Backend && slices.Equal(r.Hosts, other.Hosts) &&
+		slices.Equal(r.Certificates, other.Certificates)
+}
+
+// Certificate returns that of a host; the zero Certificate if it has none of its own.
+func (r Route) Certificate(host Host) Certificate {
+	for _, c := range r.Certificates {
+		if c.Host == host {
+			return c
+		}
+	}
+	return Certificate{}
 }
 
 // Provider keeps the routes of one deployment where a reverse proxy reads them.
@@ -100,7 +133,8 @@ func (r Route) Equal(other Route) bool {
 // Implementations are safe for concurrent use; calls for different routes may overlap, and those for one route are
 // serialised by the caller. Errors are classes of github.com/containerd/errdefs: Unavailable when the store can not be
 // reached or answers with a fault of its own (the caller tries again, with a back-off), PermissionDenied when the store
-// forbids it, InvalidArgument for a route that can not be expressed. Every call ends with ctx.
+// forbids it, InvalidArgument for a route that can not be expressed, such as one with a kind of certificate that the store
+// has no way to say. Every call ends with ctx.
 type Provider interface {
 	// Routes returns all routes of this deployment that stand in the store. A stored route that no longer says what
 	// this provider would write for it (somebody edited it, it is torn, it comes from another version) is returned by

@@ -27,6 +27,14 @@ type Router interface {
 	Route(host string) (Target, error)
 }
 
+// TLSRouter says what becomes of a TLS connection.
+type TLSRouter interface {
+	// RouteTLS returns the target that takes the TLS connections for a server name as they are, with its own certificate.
+	// serverName comes from the client, in any spelling. It never blocks. The error is FailedPrecondition when TLS for
+	// this name is to end here, and NotFound when nobody has it.
+	RouteTLS(serverName string) (Target, error)
+}
+
 // Activator makes targets take connections. Implementations are safe for concurrent use.
 type Activator interface {
 	// Ready returns an endpoint if t is known to take connections now. It never blocks.

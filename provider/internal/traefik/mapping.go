@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/traefik/traefik/v2/pkg/config/dynamic"
+	"github.com/traefik/traefik/v2/pkg/tls"
+	"github.com/traefik/traefik/v2/pkg/types"
 
 	"github.com/netsoc/webspaced/provider"
 )
@@ -28,8 +30,15 @@ type Mapping struct {
 	// HTTPSEntryPoint takes TLS, which Traefik terminates for HTTP backends and passes through to TCP ones. Empty:
 	// nothing is terminated, and what is passed through comes in at Traefik's default entry points.
 	HTTPSEntryPoint string
-	// CertResolver is the name of the certificate resolver for terminated TLS. Empty: Traefik's own certificates.
+	// CertResolver is the name of the certificate resolver for the hosts that have no certificate of their own. Empty:
+	// Traefik's own certificates.
 	CertResolver string
+	// CertDomains are the names in the certificate that CertResolver is to obtain, such as a wildcard and what it is for.
+	// Empty: one certificate for each host.
+	CertDomains []string
+	// ChallengeURL is where the HTTP-01 challenges of all hosts go (RFC 8555 section 8.3), wherever the rest goes. Empty:
+	// with the rest.
+	ChallengeURL string
 }
 
 var configName = regexp.MustCompile(`^[A-Za-z0-9_-]*$`)
@@ -47,47 +56,106 @@ func (m Mapping) Validate() error {
 	if m.CertResolver != "" && m.HTTPSEntryPoint == "" {
 		return fmt.Errorf("certificate resolver without HTTPS entry point: %w", errdefs.ErrInvalidArgument)
 	}
+	if len(m.CertDomains) > 0 && m.CertResolver == "" {
+		return fmt.Errorf("domains of a certificate without a certificate resolver: %w", errdefs.ErrInvalidArgument)
+	}
+	for _, domain := range m.CertDomains {
+		if _, err := provider.ParseHost(strings.TrimPrefix(domain, "*.")); err != nil {
+			return fmt.Errorf("domain of the certificate: %w", err)
+		}
+	}
+	if m.ChallengeURL != "" {
+		if err := provider.ValidateBackend(m.ChallengeURL); err != nil {
+			return fmt.Errorf("where challenges go: %w", err)
+		}
+	}
 	return nil
 }
 
-// Configuration returns what Traefik needs to serve r, which is valid: one router for each host and entry point, and
-// one service.
+// Check reports why a valid route can not be said, as InvalidArgument.
+func (m Mapping) Check(r provider.Route) error {
+	for _, c := range r.Certificates {
+		if c.Secret != "" {
+			return fmt.Errorf("route %s: a secret of Kubernetes can only be referred to there: %w", r.Name, errdefs.ErrInvalidArgument)
+		}
+		if m.HTTPSEntryPoint == "" {
+			return fmt.Errorf("route %s has certificates, but there is no entry point for HTTPS: %w", r.Name, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+// Configuration returns what Traefik needs to serve r, which is valid and passes Check: one router for each host and entry
+// point, and one service.
 func (m Mapping) Configuration(r provider.Route) *dynamic.Configuration {
 	// The parts are DNS labels, so that no two routes of any two deployments share a name.
 	service := m.Deployment + "." + r.Name
 	if address, ok := strings.CutPrefix(r.Backend, "tcp://"); ok {
 		return &dynamic.Configuration{TCP: m.tcp(service, address, r.Hosts)}
 	}
-	return &dynamic.Configuration{HTTP: m.http(service, r.Backend, r.Hosts)}
+	c := &dynamic.Configuration{HTTP: m.http(service, r)}
+	for _, certificate := range r.Certificates {
+		if certificate.Chain != "" {
+			if c.TLS == nil {
+				c.TLS = &dynamic.TLSConfiguration{}
+			}
+			c.TLS.Certificates = append(c.TLS.Certificates, &tls.CertAndStores{Certificate: tls.Certificate{
+				CertFile: tls.FileOrContent(certificate.Chain), KeyFile: tls.FileOrContent(certificate.Key),
+			}})
+		}
+	}
+	return c
 }
 
-func (m Mapping) http(service, url string, hosts []provider.Host) *dynamic.HTTPConfiguration {
+func (m Mapping) http(service string, r provider.Route) *dynamic.HTTPConfiguration {
 	routers := make(map[string]*dynamic.Router)
-	for _, host := range hosts {
-		routers[service+".http."+host.String()] = &dynamic.Router{
+	services := map[string]*dynamic.Service{service: loadBalancer(r.Backend)}
+	for _, host := range r.Hosts {
+		plain := dynamic.Router{
 			EntryPoints: entryPoints(m.HTTPEntryPoint),
 			Service:     service,
 			Rule:        rule(matchHost, host),
 			Priority:    Priority,
 		}
+		secure := plain
+		secure.EntryPoints = entryPoints(m.HTTPSEntryPoint)
+		secure.TLS = m.tls(r.Certificate(host))
+		routers[service+".http."+host.String()] = &plain
 		if m.HTTPSEntryPoint != "" {
-			routers[service+".https."+host.String()] = &dynamic.Router{
-				EntryPoints: entryPoints(m.HTTPSEntryPoint),
-				Service:     service,
-				Rule:        rule(matchHost, host),
-				Priority:    Priority,
-				TLS:         &dynamic.RouterTLSConfig{CertResolver: m.CertResolver},
-			}
+			routers[service+".https."+host.String()] = &secure
+		}
+		if m.ChallengeURL != "" {
+			challenge := plain
+			challenge.Service, challenge.Rule, challenge.Priority = service+"."+acme, challengeRule(host), Priority+1
+			routers[service+"."+acme+"."+host.String()] = &challenge
+			services[challenge.Service] = loadBalancer(m.ChallengeURL)
 		}
 	}
+	return &dynamic.HTTPConfiguration{Routers: routers, Services: services}
+}
+
+// acme is in the names of what serves challenges.
+const acme = "acme"
+
+func loadBalancer(url string) *dynamic.Service {
 	passHostHeader := true
-	return &dynamic.HTTPConfiguration{
-		Routers: routers,
-		Services: map[string]*dynamic.Service{service: {LoadBalancer: &dynamic.ServersLoadBalancer{
-			Servers:        []dynamic.Server{{URL: url}},
-			PassHostHeader: &passHostHeader,
-		}}},
+	return &dynamic.Service{LoadBalancer: &dynamic.ServersLoadBalancer{
+		Servers:        []dynamic.Server{{URL: url}},
+		PassHostHeader: &passHostHeader,
+	}}
+}
+
+// tls says which certificate a router is to use. One that has a certificate of its own names its host as the domain, which
+// Traefik only looks at where there is a resolver, and which tells us when we read it.
+func (m Mapping) tls(own provider.Certificate) *dynamic.RouterTLSConfig {
+	if own.Host != (provider.Host{}) {
+		return &dynamic.RouterTLSConfig{CertResolver: own.Resolver, Domains: []types.Domain{{Main: own.Host.String()}}}
 	}
+	c := &dynamic.RouterTLSConfig{CertResolver: m.CertResolver}
+	if len(m.CertDomains) > 0 {
+		c.Domains = []types.Domain{{Main: m.CertDomains[0], SANs: m.CertDomains[1:]}}
+	}
+	return c
 }
 
 func (m Mapping) tcp(service, address string, hosts []provider.Host) *dynamic.TCPConfiguration {
@@ -116,9 +184,19 @@ func (m Mapping) Route(name string, c *dynamic.Configuration) provider.Route {
 	r := provider.Route{Name: name}
 	if c.HTTP != nil {
 		for _, router := range c.HTTP.Routers {
-			if router != nil { // it is, where a file has a name and nothing after it
-				r.Hosts = appendHost(r.Hosts, matchHost, router.Rule)
+			if router == nil { // it is, where a file has a name and nothing after it
+				continue
 			}
+			r.Hosts = appendHost(r.Hosts, matchHost, router.Rule)
+			if router.TLS != nil && len(router.TLS.Domains) == 1 {
+				if own, err := provider.ParseHost(router.TLS.Domains[0].Main); err == nil && router.Rule == rule(matchHost, own) {
+					r.Certificates = append(r.Certificates, provider.Certificate{Host: own, Resolver: router.TLS.CertResolver})
+				}
+			}
+		}
+		slices.SortFunc(r.Certificates, func(a, b provider.Certificate) int { return a.Host.Compare(b.Host) })
+		if c.TLS != nil {
+			addPEM(r.Certificates, c.TLS.Certificates)
 		}
 		if s := c.HTTP.Services[service]; s != nil && s.LoadBalancer != nil && len(s.LoadBalancer.Servers) == 1 {
 			r.Backend = s.LoadBalancer.Servers[0].URL
@@ -137,6 +215,17 @@ func (m Mapping) Route(name string, c *dynamic.Configuration) provider.Route {
 	slices.SortFunc(r.Hosts, provider.Host.Compare)
 	r.Hosts = slices.Compact(r.Hosts)
 	return r
+}
+
+// addPEM fills in the certificates that are there themselves: those of the hosts without a resolver, in their order.
+func addPEM(certificates []provider.Certificate, pem []*tls.CertAndStores) {
+	for i := range certificates {
+		if certificates[i].Resolver == "" && len(pem) > 0 && pem[0] != nil {
+			certificates[i].Chain = string(pem[0].CertFile)
+			certificates[i].Key = provider.PrivateKey(pem[0].KeyFile)
+			pem = pem[1:]
+		}
+	}
 }
 
 func entryPoints(name string) []string {

@@ -17,6 +17,11 @@ const (
 // rule matches exactly one host. A [provider.Host] has no character that means anything in the rule language.
 func rule(m matcher, host provider.Host) string { return string(m) + "(`" + host.String() + "`)" }
 
+// challengeRule matches the HTTP-01 challenges of one host.
+func challengeRule(host provider.Host) string {
+	return rule(matchHost, host) + " && PathPrefix(`/.well-known/acme-challenge/`)"
+}
+
 // appendHost appends the host of a rule made by rule.
 func appendHost(hosts []provider.Host, m matcher, s string) []provider.Host {
 	s = strings.TrimPrefix(s, string(m)+"(`")
