@@ -25,12 +25,16 @@ func Example() {
 			log.Fatal(err)
 		}
 		changes := provider.Plan(desired, current)
-		fmt.Printf("put %v, delete %v\n", changes.Put, changes.Delete)
+		for _, r := range changes.Put {
+			fmt.Println("put", r.Name, r.Hosts, r.Backend)
+		}
+		fmt.Println("delete", changes.Delete)
 		if err := p.Apply(ctx, changes); err != nil {
 			log.Fatal(err)
 		}
 	}
 	// Output:
-	// put [{ws-u1000 [alice.example.org] http://198.18.0.2:80}], delete []
-	// put [], delete []
+	// put ws-u1000 [alice.example.org] http://198.18.0.2:80
+	// delete []
+	// delete []
 }
