@@ -32,13 +32,14 @@ type Manager struct {
 	boots       chan struct{} // one value for each boot under way
 	setups      chan struct{} // one value for each creation that is at work in its instance
 
-	queue     *queue // to be reconciled
-	probes    *queue // to be probed, because nobody knows whether they are ready
-	routes    routes
-	forwarder PortForwarder // nil: there is none
-	forwards  forwards
-	resync    chan struct{}
-	synced    chan struct{} // closed after the first full read
+	queue        *queue // to be reconciled
+	probes       *queue // to be probed, because nobody knows whether they are ready
+	routes       routes
+	certificates certificates
+	forwarder    PortForwarder // nil: there is none
+	forwards     forwards
+	resync       chan struct{}
+	synced       chan struct{} // closed after the first full read
 }
 
 // NewManager returns a Manager of the webspaces in a runtime. directory knows their users; domain is the platform's own:

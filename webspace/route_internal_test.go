@@ -59,7 +59,7 @@ func TestDesiredRoute(t *testing.T) {
 		}
 		for _, mode := range []Mode{Direct, Inline} {
 			t.Run(name+" "+string(mode), func(t *testing.T) {
-				route, ok := desiredRoute("ws-u1", test.view, hosts, test.port, test.current, mode, gateway)
+				route, ok := desiredRoute("ws-u1", test.view, hosts, test.port, test.current, mode, gateways{http: gateway})
 				require.Equal(t, test.direct != "", ok)
 				if !ok {
 					return
