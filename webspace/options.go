@@ -85,8 +85,9 @@ type Options struct {
 	// IssueDefault has the Issuer obtain those of the default domains, too.
 	IssueDefault bool
 
-	// Resync is the interval between full reads of the runtime and the provider [5 min; 10 s with a runtime that can
-	// not be watched].
+	// Resync is the interval between full reads of the runtime and the provider [5 min; 1 min with a provider that is no
+	// [provider.Watcher], as that is how long what somebody else has done to a route stands; at most 10 s with a runtime
+	// that can not be watched].
 	Resync time.Duration
 	// Logger [slog.Default].
 	Logger *slog.Logger
@@ -118,6 +119,9 @@ func (o Options) withDefaults(watched bool) Options {
 	set(&o.MaxDomains, 20)
 	set(&o.DomainRecheck, 24*time.Hour)
 	set(&o.DomainGrace, 72*time.Hour)
+	if _, ok := o.Provider.(provider.Watcher); o.Provider != nil && !ok {
+		set(&o.Resync, time.Minute)
+	}
 	set(&o.Resync, 5*time.Minute)
 	if !watched {
 		o.Resync = min(o.Resync, 10*time.Second)

@@ -32,6 +32,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	defer wg.Wait()
 	defer cancel() // also when a backend panics: that must end the program, not leave it waiting here
 	wg.Go(func() { m.watch(ctx) })
+	wg.Go(func() { m.watchRoutes(ctx) })
 	wg.Go(func() { m.watchCertificates(ctx) })
 	wg.Go(func() { m.recheckDomains(ctx) })
 	for range workers {
@@ -101,6 +102,13 @@ func (m *Manager) watch(ctx context.Context) {
 			}
 		})
 	})
+}
+
+// watchRoutes has routes repaired soon after somebody else has changed them.
+func (m *Manager) watchRoutes(ctx context.Context) {
+	if watcher, ok := m.opts.Provider.(provider.Watcher); ok {
+		m.keepWatching(ctx, "lost the route provider's events", func() error { return watcher.Watch(ctx, m.requestResync) })
+	}
 }
 
 // keepWatching calls watch, which returns when a stream of events is lost, again and again until ctx ends.
