@@ -231,9 +231,14 @@ func (m *Manager) syncCertificates(ctx context.Context, guard *removalGuard) (na
 	if m.opts.Issuer == nil {
 		return nil, nil
 	}
+	for _, e := range m.index.all() {
+		if m.uncertified(e.name, m.opts.Resync/2) {
+			names = append(names, e.name)
+		}
+	}
 	orders, err := m.opts.Issuer.Orders(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("read the orders of certificates: %w", err)
+		return names, fmt.Errorf("read the orders of certificates: %w", err)
 	}
 	m.certificates.note(orders)
 	needless := make(map[string]bool)
@@ -246,14 +251,9 @@ func (m *Manager) syncCertificates(ctx context.Context, guard *removalGuard) (na
 	}
 	if !guard.allows(needless, len(orders)) {
 		m.log.Warn("most certificates seem to be needed no more; looking again before they are given up", "certificates", len(needless))
-		owners = nil
+		return names, nil
 	}
-	for _, e := range m.index.all() {
-		if m.uncertified(e.name, m.opts.Resync/2) {
-			owners = append(owners, e.name)
-		}
-	}
-	return owners, nil
+	return append(names, owners...), nil
 }
 
 // watchCertificates has the routes follow the certificates, until ctx ends.
