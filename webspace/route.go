@@ -14,6 +14,7 @@ import (
 
 	"github.com/netsoc/webspaced/identity"
 	"github.com/netsoc/webspaced/provider"
+	"github.com/netsoc/webspaced/webspace/internal/keylock"
 )
 
 // routable reports whether the webspace can have a route at all.
@@ -61,7 +62,7 @@ func desiredRoute(name string, v view, hosts []provider.Host, port readiness, cu
 
 // routes are the routes that stand in the provider's store, as far as is known.
 type routes struct {
-	locks locks[string] // one change of a route at a time
+	locks keylock.Locks[string] // one change of a route at a time
 
 	mu      sync.Mutex
 	read    bool   // the store was read: what is not in current does not stand
@@ -160,7 +161,7 @@ func (m *Manager) updateRoute(ctx context.Context, name string) error {
 	if m.opts.Provider == nil {
 		return nil
 	}
-	unlock, err := m.routes.locks.lock(ctx, name)
+	unlock, err := m.routes.locks.Lock(ctx, name)
 	if err != nil {
 		return err
 	}
