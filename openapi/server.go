@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -66,6 +67,7 @@ type Server struct {
 	next     http.Handler
 	sessions *sessions
 	origins  origins
+	leaving  *atomic.Bool
 	log      *slog.Logger
 }
 
@@ -76,6 +78,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.next.Serv
 // or ctx ends. From now on there are no new ones. [http.Server.Shutdown] knows nothing of terminals and waits for streams
 // for ever, so call both at the same time.
 func (s *Server) Shutdown(ctx context.Context) error { return s.sessions.shutdown(ctx) }
+
+// Unready has /readyz say from now on that no more requests should be sent here. They are answered all the same.
+func (s *Server) Unready() { s.leaving.Store(true) }
 
 // NewServer returns a server of the API, with its documentation at /swagger. auth says who a bearer token belongs to, dir
 // finds the users whose webspaces an admin asks for.
@@ -95,12 +100,12 @@ func NewServer(manager *webspace.Manager, auth identity.Authenticator, dir ident
 	}
 	gate := access.NewGate(manager, auth, dir)
 	check := newRequestChecker(gate, newLimiter(o.Limits), fail)
-	s := &Server{sessions: newSessions(gate, o.Recheck, fail), origins: o.AllowedOrigins, log: o.Logger}
+	s := &Server{sessions: newSessions(gate, o.Recheck, fail), origins: o.AllowedOrigins, leaving: new(atomic.Bool), log: o.Logger}
 	mux := http.NewServeMux()
 	refuse := func(w http.ResponseWriter, r *http.Request, err error) {
 		fail(w, r, fmt.Errorf("%s: %w", describe(err), errdefs.ErrInvalidArgument))
 	}
-	strict := NewStrictHandlerWithOptions(handlers{gate, s.sessions, newKept[[]webspace.Image](), newKept[struct{}]()}, nil, StrictHTTPServerOptions{RequestErrorHandlerFunc: refuse, ResponseErrorHandlerFunc: fail})
+	strict := NewStrictHandlerWithOptions(handlers{gate, s.sessions, newKept[[]webspace.Image](), newKept[struct{}](), s.leaving}, nil, StrictHTTPServerOptions{RequestErrorHandlerFunc: refuse, ResponseErrorHandlerFunc: fail})
 	HandlerWithOptions(strict, StdHTTPServerOptions{
 		BaseRouter:  mux,
 		Middlewares: []MiddlewareFunc{check.middleware},

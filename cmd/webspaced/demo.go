@@ -70,14 +70,14 @@ func demo(ctx context.Context, out, logs io.Writer, f demoFlags) (err error) {
 		return fmt.Errorf("--runtime: %q is none of auto, lxd and local", f.runtime)
 	}
 	d := &daemon{startup: 5 * time.Second, shutdown: 5 * time.Second, log: log}
-	if d.apiListener, err = listenLoopback("--listen", f.listen); err != nil {
+	if d.apiPlace, err = listenLoopback("--listen", f.listen); err != nil {
 		return err
 	}
-	defer d.apiListener.Close()
-	if d.gatewayListener, err = listenLoopback("--gateway", f.gateway); err != nil {
+	defer d.apiPlace.close()
+	if d.gatewayPlace, err = listenLoopback("--gateway", f.gateway); err != nil {
 		return err
 	}
-	defer d.gatewayListener.Close()
+	defer d.gatewayPlace.close()
 
 	rt, err := demoRuntime(ctx, f, log)
 	if err != nil {
@@ -109,8 +109,8 @@ func demo(ctx context.Context, out, logs io.Writer, f demoFlags) (err error) {
 		cancel(nil)
 		return errors.Join(err, <-served)
 	}
-	_, gatewayPort, _ := net.SplitHostPort(d.gatewayListener.Addr().String())
-	fmt.Fprintf(out, demoText, rt.what, gatewayPort, d.apiListener.Addr(), rt.afterwards, rt.port)
+	_, gatewayPort, _ := net.SplitHostPort(d.gatewayPlace.String())
+	fmt.Fprintf(out, demoText, rt.what, gatewayPort, d.apiPlace, rt.afterwards, rt.port)
 	err = <-served
 	cancel(nil)
 	fmt.Fprintln(out, "\nStopping the webspaces.")
@@ -244,7 +244,7 @@ func demoLocal(f demoFlags) (*demoParts, error) {
 }
 
 // listenLoopback refuses to show the demo, with its known tokens, to anybody else.
-func listenLoopback(flag, address string) (net.Listener, error) {
+func listenLoopback(flag, address string) (*place, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", flag, err)
@@ -252,5 +252,9 @@ func listenLoopback(flag, address string) (net.Listener, error) {
 	if ip, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !ip.IsLoopback()) {
 		return nil, fmt.Errorf("%s: %s is not a loopback address; the demo's tokens are known to everybody, so only this computer may reach it", flag, address)
 	}
-	return listen(flag, address)
+	l, err := net.Listen("tcp", address) // two demos do not share it
+	if err != nil {
+		return nil, explain(flag, err)
+	}
+	return &place{key: flag, address: address, listener: l}, nil
 }

@@ -53,15 +53,18 @@ func newLogger(c *config.Config) *slog.Logger {
 
 func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) {
 	// First what can be wrong with this host, then what may be slow to answer.
-	d := &daemon{startup: c.Timeouts.Startup, shutdown: c.Timeouts.Shutdown, proxies: c.Gateway.TrustedProxies, log: log}
-	if d.apiListener, err = listen("http.listen_address", string(c.HTTP.ListenAddress)); err != nil {
+	d := &daemon{
+		startup: c.Timeouts.Startup, unready: c.Timeouts.Unready, shutdown: c.Timeouts.Shutdown,
+		proxies: c.Gateway.TrustedProxies, log: log,
+	}
+	if d.apiPlace, err = newPlace(ctx, "http.listen_address", string(c.HTTP.ListenAddress), log); err != nil {
 		return err
 	}
-	defer d.apiListener.Close()
-	if d.gatewayListener, err = listen("gateway.http_listen_address", string(c.Gateway.HTTPListenAddress)); err != nil {
+	defer d.apiPlace.close()
+	if d.gatewayPlace, err = newPlace(ctx, "gateway.http_listen_address", string(c.Gateway.HTTPListenAddress), log); err != nil {
 		return err
 	}
-	defer d.gatewayListener.Close()
+	defer d.gatewayPlace.close()
 	auth, users, closeUsers, err := newUsers(c, log)
 	if err != nil {
 		return err
@@ -191,7 +194,7 @@ func newHolds(c *config.Config) *proxy.Holds {
 }
 
 func forwarderOptions(c *config.Config, holds *proxy.Holds, log *slog.Logger) *proxy.ForwarderOptions {
-	opts := &proxy.ForwarderOptions{Holds: holds, HoldTimeout: c.Gateway.HoldTimeout, Logger: log}
+	opts := &proxy.ForwarderOptions{Holds: holds, HoldTimeout: c.Gateway.HoldTimeout, Shared: true, Logger: log}
 	if c.Runtime == "local" {
 		opts.ListenAddress = loopback // nothing isolates its instances from this host
 	}
