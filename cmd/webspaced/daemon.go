@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/netsoc/webspaced/metrics"
 	"github.com/netsoc/webspaced/openapi"
 	"github.com/netsoc/webspaced/proxy"
 	"github.com/netsoc/webspaced/webspace"
@@ -23,6 +24,8 @@ type daemon struct {
 	api      *openapi.Server
 	guard    func(http.Handler) http.Handler // before the API; nil: none
 	gateway  *proxy.Gateway
+	holds    *proxy.Holds // of gateway and forwarder
+	metrics  *metrics.Metrics
 	startup  time.Duration  // how long requests wait until the webspaces have been read
 	shutdown time.Duration  // how long requests under way may take once it has been told to end
 	proxies  []netip.Prefix // in front of the API and the gateway
@@ -78,6 +81,9 @@ func (d *daemon) run(ctx context.Context) error {
 	// Each has limits of its own, so that a flood of visitors never keeps the API's users out.
 	apiConns := proxy.NewConns(&proxy.ConnLimits{Total: min(512, max(proxy.MaxConns()/6, 1)), Exempt: d.proxies})
 	gatewayConns := proxy.NewConns(&proxy.ConnLimits{Exempt: d.proxies})
+	if err := d.collect(apiConns, gatewayConns); err != nil {
+		return err
+	}
 	serve("API", func() error { return server.Serve(apiConns.Listen(d.apiListener)) })
 	serve("gateway", func() error {
 		// Until host names are known, connections wait in the listener's queue; only then is a name unknown.
