@@ -45,6 +45,13 @@ type Options struct {
 	Recheck time.Duration
 	// Limits bound what one user asks for.
 	Limits Limits
+	// Metrics is served at GET /metrics, to everybody whom it does not turn away itself: it is no part of the document
+	// and asks for no token of a user [nothing].
+	Metrics http.Handler
+	// Observe is told of each request that has been answered, from several goroutines at a time: the operation of the
+	// document, or "other", the status, and how long it took, which for what streams is as long as it was open. It must
+	// not block [nobody].
+	Observe func(operation string, status int, took time.Duration)
 }
 
 func (o *Options) withDefaults() Options {
@@ -118,7 +125,16 @@ func NewServer(manager *webspace.Manager, auth identity.Authenticator, dir ident
 		mux.Handle(pattern, check.middleware(s.sessions.handler(serve)))
 	}
 	addPages(mux)
-	s.next = accessLog(o.Logger, mux, cors(s.origins, guard(mux, fail)))
+	if o.Metrics != nil {
+		mux.Handle("GET /metrics", o.Metrics)
+	}
+	ended := func(string, int, time.Duration) {}
+	if o.Observe != nil {
+		ended = func(pattern string, status int, took time.Duration) {
+			o.Observe(check.operation(pattern), status, took)
+		}
+	}
+	s.next = accessLog(o.Logger, mux, ended, cors(s.origins, guard(mux, fail)))
 	return s
 }
 

@@ -40,6 +40,9 @@ type HoldStats struct {
 	Webspaces int // that are waited for now
 	Sources   int // that wait now
 
+	Ended  uint64        // that have waited, since the start
+	Waited time.Duration // all of those together
+
 	// How many were refused since the start, by the limit that they hit.
 	RefusedWebspace, RefusedSource, RefusedTotal uint64
 }
@@ -75,6 +78,7 @@ func (h *Holds) Acquire(webspace string, source netip.Addr) (release func(), err
 		h.stats.RefusedSource++
 		return nil, tooMany("Too many requests from your address are waiting.", "source", h.limits.Source)
 	}
+	began := time.Now()
 	h.stats.Held++
 	h.webspaces[webspace]++
 	h.sources[network]++
@@ -82,6 +86,8 @@ func (h *Holds) Acquire(webspace string, source netip.Addr) (release func(), err
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.stats.Held--
+		h.stats.Ended++
+		h.stats.Waited += time.Since(began)
 		decrement(h.webspaces, webspace)
 		decrement(h.sources, network)
 	}), nil

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/netsoc/webspaced/metrics"
 	"github.com/netsoc/webspaced/openapi"
 	"github.com/netsoc/webspaced/proxy"
 	"github.com/netsoc/webspaced/webspace"
@@ -24,6 +25,8 @@ type daemon struct {
 	guard     func(http.Handler) http.Handler // before the API; nil: none
 	gateway   *proxy.Gateway
 	forwarder *proxy.Forwarder // the Manager opens its ports
+	holds     *proxy.Holds     // of all that hold
+	metrics   *metrics.Metrics
 	others    []server
 	startup   time.Duration  // how long requests wait until the webspaces have been read
 	unready   time.Duration  // how long it goes on serving once it has been told to end
@@ -122,7 +125,7 @@ func (p *place) close() {
 }
 
 // servers lists all that listens but the forwarder.
-func (d *daemon) servers() []server {
+func (d *daemon) servers() ([]server, error) {
 	api := &http.Server{
 		Handler:           d.api,
 		ReadHeaderTimeout: 5 * time.Second,
@@ -140,6 +143,9 @@ func (d *daemon) servers() []server {
 	// Each has limits of its own, so that a flood of visitors never keeps the API's users out.
 	apiConns := proxy.NewConns(&proxy.ConnLimits{Total: min(512, max(proxy.MaxConns()/6, 1)), Exempt: d.proxies})
 	gatewayConns := proxy.NewConns(&proxy.ConnLimits{Exempt: d.proxies})
+	if err := d.collect(apiConns, gatewayConns); err != nil {
+		return nil, err
+	}
 	return append([]server{
 		{
 			what: "API", place: d.apiPlace, cut: "API requests were cut off",
@@ -165,7 +171,7 @@ func (d *daemon) servers() []server {
 			serve:    func(l net.Listener) error { return d.gateway.Serve(gatewayConns.Listen(l)) },
 			shutdown: d.gateway.Shutdown,
 		},
-	}, d.others...)
+	}, d.others...), nil
 }
 
 // run serves until ctx ends, or until a listener breaks. Then it takes no more connections, answers the requests that
@@ -176,7 +182,10 @@ func (d *daemon) run(ctx context.Context) error {
 	// Held requests need the Manager to the end.
 	managing, stopManaging := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopManaging()
-	servers := d.servers()
+	servers, err := d.servers()
+	if err != nil {
+		return err
+	}
 	var wg sync.WaitGroup
 	for _, s := range servers {
 		wg.Go(func() {

@@ -69,7 +69,7 @@ func demo(ctx context.Context, out, logs io.Writer, f demoFlags) (err error) {
 	if !slices.Contains([]string{"auto", "lxd", "local"}, f.runtime) {
 		return fmt.Errorf("--runtime: %q is none of auto, lxd and local", f.runtime)
 	}
-	d := &daemon{startup: 5 * time.Second, shutdown: 5 * time.Second, log: log}
+	d := &daemon{startup: 5 * time.Second, shutdown: 5 * time.Second, holds: proxy.NewHolds(nil), metrics: newMetrics(), log: log}
 	if d.apiPlace, err = listenLoopback("--listen", f.listen); err != nil {
 		return err
 	}
@@ -91,16 +91,18 @@ func demo(ctx context.Context, out, logs io.Writer, f demoFlags) (err error) {
 	const prefix = "demo-"
 	d.manager, err = webspace.NewManager(rt.Runtime, users, "localhost", &webspace.Options{
 		Prefix: prefix, Defaults: webspace.Config{HTTPPort: rt.port}, StopGrace: 5 * time.Second, Logger: log,
+		Observer: d.metrics.Observer(),
 		Forwarder: func(m proxy.Activator) webspace.PortForwarder {
-			d.forwarder = proxy.NewForwarder(m, &proxy.ForwarderOptions{ListenAddress: loopback, Logger: log})
+			d.forwarder = proxy.NewForwarder(m, &proxy.ForwarderOptions{Holds: d.holds, ListenAddress: loopback, Logger: log})
 			return d.forwarder
 		},
 	})
 	if err != nil {
 		return err
 	}
-	d.api, d.guard = openapi.NewServer(d.manager, users, users, &openapi.Options{Logger: log}), guardDemo
-	d.gateway = proxy.NewGateway(d.manager, d.manager, &proxy.GatewayOptions{Logger: log})
+	d.api, d.guard = openapi.NewServer(d.manager, d.metrics.Authenticator(users), d.metrics.Directory(users),
+		measured(&openapi.Options{Logger: log}, d.metrics)), guardDemo
+	d.gateway = proxy.NewGateway(d.manager, d.manager, &proxy.GatewayOptions{Holds: d.holds, Logger: log})
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	served := make(chan error, 1)

@@ -55,7 +55,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	// First what can be wrong with this host, then what may be slow to answer.
 	d := &daemon{
 		startup: c.Timeouts.Startup, unready: c.Timeouts.Unready, shutdown: c.Timeouts.Shutdown,
-		proxies: c.Gateway.TrustedProxies, log: log,
+		proxies: c.Gateway.TrustedProxies, holds: newHolds(c), metrics: newMetrics(), log: log,
 	}
 	if d.apiPlace, err = newPlace(ctx, "http.listen_address", string(c.HTTP.ListenAddress), log); err != nil {
 		return err
@@ -65,7 +65,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		return err
 	}
 	defer d.gatewayPlace.close()
-	auth, users, closeUsers, err := newUsers(c, log)
+	auth, users, closeUsers, err := newUsers(c, d.metrics, log)
 	if err != nil {
 		return err
 	}
@@ -79,10 +79,10 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, closeRuntime()) }()
-	holds := newHolds(c)
-	opts := managerOptions(c, routes, log)
+	opts := managerOptions(c, d.metrics.Provider(routes), log)
+	opts.Observer = d.metrics.Observer()
 	opts.Forwarder = func(m proxy.Activator) webspace.PortForwarder {
-		d.forwarder = proxy.NewForwarder(m, forwarderOptions(c, holds, log))
+		d.forwarder = proxy.NewForwarder(m, forwarderOptions(c, d.holds, log))
 		return d.forwarder
 	}
 	warnOfEphemeralPorts(opts.Ports, log)
@@ -90,8 +90,8 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	if err != nil {
 		return err
 	}
-	d.api = openapi.NewServer(d.manager, auth, users, apiOptions(c, log))
-	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, holds, log))
+	d.api = openapi.NewServer(d.manager, auth, users, measured(apiOptions(c, log), d.metrics))
+	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, d.holds, log))
 	return d.run(ctx)
 }
 
