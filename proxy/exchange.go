@@ -158,7 +158,7 @@ func (x *exchange) acquire() error {
 		return nil
 	}
 	var err error
-	x.unhold, err = x.gateway.opts.Holds.Acquire(x.target.Webspace, x.gateway.peers.source(x.request))
+	x.unhold, err = x.gateway.opts.Holds.hold(x.gateway.activator, x.target.Webspace, x.gateway.peers.source(x.request))
 	return err
 }
 

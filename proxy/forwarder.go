@@ -22,7 +22,8 @@ type ForwarderOptions struct {
 	Holds *Holds
 	// HoldTimeout is the longest time that a connection waits for its target: 50 seconds.
 	HoldTimeout time.Duration
-	// Limits bound all connections, held or not: 1024 to one webspace, 64 from one source, and [MaxConns] in total.
+	// Limits bound all connections, held or not: 1024 to one webspace, 64 from one source, and [MaxConns] in total. Their
+	// wakes mean nothing; those of Holds count.
 	Limits HoldLimits
 	// IdleTimeout ends a connection on which nothing has come from either side for that long: 1 hour. It takes Linux.
 	IdleTimeout time.Duration
@@ -92,6 +93,7 @@ func NewForwarder(activator Activator, opts *ForwarderOptions) *Forwarder {
 	if f.opts.Limits.Total <= 0 {
 		f.opts.Limits.Total = MaxConns()
 	}
+	f.opts.Limits.Wakes = -1
 	f.connections = NewHolds(&f.opts.Limits)
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	return f
