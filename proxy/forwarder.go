@@ -27,6 +27,8 @@ type ForwarderOptions struct {
 	Limits HoldLimits
 	// IdleTimeout ends a connection on which nothing has come from either side for that long: 1 hour. It takes Linux.
 	IdleTimeout time.Duration
+	// Shared has the ports opened as [Listen] does, so that a successor can take them over: see [Forwarder.Yield].
+	Shared bool
 	// Logger gets a debug record for each connection that failed, and a warning where the cause is neither the client
 	// nor the target. Default: nothing is logged.
 	Logger *slog.Logger
@@ -194,17 +196,34 @@ func (f *Forwarder) Shutdown(ctx context.Context) error {
 }
 
 func (f *Forwarder) listen(w *forward) (net.Listener, error) {
-	config := net.ListenConfig{
-		// What is accepted has the options of the listener.
-		Control:         abandonUnacknowledged,
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 3},
-	}
-	config.SetMultipathTCP(false) // the kernel does not splice it
 	host := ""
 	if f.opts.ListenAddress.IsValid() {
 		host = f.opts.ListenAddress.String()
 	}
-	return config.Listen(w.ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(w.port)))
+	address := net.JoinHostPort(host, strconv.Itoa(w.port))
+	// What is accepted has the options of the listener.
+	if f.opts.Shared {
+		return listenShared(w.ctx, address, abandonUnacknowledged)
+	}
+	config := net.ListenConfig{Control: abandonUnacknowledged, KeepAliveConfig: keepAlive}
+	config.SetMultipathTCP(false) // the kernel does not splice it
+	return config.Listen(w.ctx, "tcp", address)
+}
+
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 3}
+
+// Yield leaves what connects to the ports from now on to a successor that has opened them, as the function of that name
+// does; they stay open until Shutdown.
+func (f *Forwarder) Yield() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var errs []error
+	for _, w := range f.ports {
+		if w.listener != nil {
+			errs = append(errs, Yield(w.listener))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (f *Forwarder) count(change func(*ForwarderStats)) {

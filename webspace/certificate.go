@@ -10,11 +10,12 @@ import (
 
 	"github.com/netsoc/webspaced/provider"
 	"github.com/netsoc/webspaced/tlsprovider"
+	"github.com/netsoc/webspaced/webspace/internal/keylock"
 )
 
 // certificates are the orders at the issuer, as far as is known, and what has become of them.
 type certificates struct {
-	locks locks[string] // one call of the issuer for a host at a time
+	locks keylock.Locks[string] // one call of the issuer for a host at a time
 
 	mu     sync.Mutex
 	byHost map[provider.Host]certificate
@@ -217,7 +218,7 @@ func (m *Manager) cancel(ctx context.Context, host provider.Host) error {
 
 // atIssuer bounds a call of the issuer for a host.
 func (m *Manager) atIssuer(ctx context.Context, host provider.Host) (context.Context, func(), error) {
-	unlock, err := m.certificates.locks.lock(ctx, host.String())
+	unlock, err := m.certificates.locks.Lock(ctx, host.String())
 	if err != nil {
 		return nil, nil, err
 	}

@@ -261,4 +261,3 @@ type confused struct{ *issuer }
 func (c *confused) Order(ctx context.Context, o tlsprovider.Order) (tlsprovider.Status, error) {
 	return tlsprovider.Status{Certificate: provider.Certificate{Host: hosts("other.example.org")[0], Secret: "other"}}, nil
 }
-

@@ -168,7 +168,7 @@ func (m *Manager) refresh(ctx context.Context, name string) (view, error) {
 	if !ok {
 		return view{}, errNobody
 	}
-	unlock, err := m.reads.lock(ctx, name)
+	unlock, err := m.reads.Lock(ctx, name)
 	if err != nil {
 		return view{}, err
 	}

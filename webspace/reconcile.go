@@ -249,6 +249,23 @@ func (m *Manager) sync(ctx context.Context, guard *removalGuards) (next time.Dur
 	}
 	if m.opts.Provider != nil {
 		changes := provider.Plan(desired, m.routes.all())
+		switch {
+		case guard.told:
+		case len(listed) == 0 && !guard.empty:
+			// An engine that comes up may say for a moment that there is nothing, which a store that starts empty would
+			// take for all there is.
+			guard.empty, next = true, time.Second
+			m.routes.complete()
+		default:
+			all := changes.Put
+			if m.routes.known() {
+				all = nil // the queue is at work on them already
+			}
+			if err := m.putAll(ctx, all); err != nil {
+				return 0, err
+			}
+			guard.told = true
+		}
 		for _, route := range changes.Put {
 			changed[route.Name] = true
 		}
@@ -289,7 +306,11 @@ func (m *Manager) nameless(instances []Instance, labels map[identity.UserID]user
 }
 
 // removalGuards are those against an odd listing of instances and against an odd directory.
-type removalGuards struct{ routes, users, orders removalGuard }
+type removalGuards struct {
+	routes, users, orders removalGuard
+	empty                 bool // the first read has found nothing at all
+	told                  bool // the provider has been told all routes
+}
 
 // removalGuard holds back the removal of most routes at once until a second read says the same: an engine that comes up,
 // or an identity provider that has lost its users, may say for a moment that there is nothing.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/netsoc/webspaced/identity"
 	"github.com/netsoc/webspaced/provider"
+	"github.com/netsoc/webspaced/webspace/internal/keylock"
 )
 
 // routable reports whether the webspace can have a route at all.
@@ -61,10 +62,10 @@ func desiredRoute(name string, v view, hosts []provider.Host, port readiness, cu
 
 // routes are the routes that stand in the provider's store, as far as is known.
 type routes struct {
-	locks locks[string] // one change of a route at a time
+	locks keylock.Locks[string] // one change of a route at a time
 
 	mu      sync.Mutex
-	read    bool   // the store was read: what is not in current does not stand
+	read    bool   // the store was read, and all routes were put: what is not in current does not stand
 	clock   uint64 // counts changes
 	current map[string]provider.Route
 	changes map[string]routeChange // the last change of each route that is not long past
@@ -140,7 +141,14 @@ func (r *routes) replace(read []provider.Route, since uint64) {
 			changes[name] = change
 		}
 	}
-	r.current, r.changes, r.read = next, changes, true
+	r.current, r.changes = next, changes
+}
+
+// complete notes that the store was read and all routes were put.
+func (r *routes) complete() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.read = true
 }
 
 func (r *routes) all() []provider.Route {
@@ -155,12 +163,55 @@ func (r *routes) movedAt(name string) time.Time {
 	return r.changes[name].moved
 }
 
+// putAll puts the routes of the first full read in one go: stores take ten thousand at once in the time of some hundred one by
+// one, and one that starts empty can serve what it has from then on. Nothing else changes routes before.
+func (m *Manager) putAll(ctx context.Context, routes []provider.Route) error {
+	err := m.opts.Provider.Apply(ctx, provider.Changes{Put: routes})
+	failed := routeErrors(err)
+	if err != nil && len(failed) == 0 {
+		return fmt.Errorf("put all routes: %w", err)
+	}
+	for _, route := range routes {
+		if failed[route.Name] == nil {
+			m.routes.set(route.Name, route, true)
+		} else {
+			m.routes.doubt(route.Name)
+		}
+	}
+	m.routes.complete()
+	return nil
+}
+
+// routeErrors takes the failures of single changes out of an error of Apply.
+func routeErrors(err error) map[string]error {
+	failed := make(map[string]error)
+	var collect func(error)
+	collect = func(err error) {
+		if e, ok := err.(*provider.RouteError); ok {
+			failed[e.Route] = e
+			return
+		}
+		switch e := err.(type) {
+		case interface{ Unwrap() []error }:
+			for _, err := range e.Unwrap() {
+				collect(err)
+			}
+		case interface{ Unwrap() error }:
+			collect(e.Unwrap())
+		}
+	}
+	if err != nil {
+		collect(err)
+	}
+	return failed
+}
+
 // updateRoute makes the route of a webspace agree with what is known of it. Without a change nothing is written.
 func (m *Manager) updateRoute(ctx context.Context, name string) error {
 	if m.opts.Provider == nil {
 		return nil
 	}
-	unlock, err := m.routes.locks.lock(ctx, name)
+	unlock, err := m.routes.locks.Lock(ctx, name)
 	if err != nil {
 		return err
 	}

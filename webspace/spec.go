@@ -32,7 +32,7 @@ func (m *Manager) modify(ctx context.Context, id identity.UserID, change func(*r
 	name := instanceName(m.opts.Prefix, id)
 	// Other writers (a replica, an operator's hand) make a lost race possible; within this process the lock keeps the
 	// losers from trying again and again.
-	unlock, err := m.specs.lock(ctx, name)
+	unlock, err := m.specs.Lock(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (m *Manager) write(ctx context.Context, r record, revision string) error {
 	}
 	// Not while the instance is being read: changes one after the other would make each reading stale, and a boot that
 	// waits for one would never get it.
-	unlock, err := m.reads.lock(ctx, r.Instance)
+	unlock, err := m.reads.Lock(ctx, r.Instance)
 	if err != nil {
 		return err
 	}
