@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -29,6 +30,9 @@ type ForwarderOptions struct {
 	IdleTimeout time.Duration
 	// Shared has the ports opened as [Listen] does, so that a successor can take them over: see [Forwarder.Yield].
 	Shared bool
+	// Replaces has ports opened that another process of this user shares, which is the one to take over from. Without it
+	// they count as taken: it may be somebody else's daemon.
+	Replaces bool
 	// Logger gets a debug record for each connection that failed, and a warning where the cause is neither the client
 	// nor the target. Default: nothing is logged.
 	Logger *slog.Logger
@@ -203,6 +207,11 @@ func (f *Forwarder) listen(w *forward) (net.Listener, error) {
 	address := net.JoinHostPort(host, strconv.Itoa(w.port))
 	// What is accepted has the options of the listener.
 	if f.opts.Shared {
+		if shared, err := CheckListen(w.ctx, address); err != nil {
+			return nil, err
+		} else if shared && !f.opts.Replaces {
+			return nil, fmt.Errorf("listen %s: another process of this user has it: %w", address, syscall.EADDRINUSE)
+		}
 		return listenShared(w.ctx, address, abandonUnacknowledged)
 	}
 	config := net.ListenConfig{Control: abandonUnacknowledged, KeepAliveConfig: keepAlive}

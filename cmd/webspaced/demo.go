@@ -252,5 +252,6 @@ func listenLoopback(flag, address string) (net.Listener, error) {
 	if ip, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !ip.IsLoopback()) {
 		return nil, fmt.Errorf("%s: %s is not a loopback address; the demo's tokens are known to everybody, so only this computer may reach it", flag, address)
 	}
-	return listen(flag, address)
+	l, err := net.Listen("tcp", address)
+	return l, listenError(flag, err)
 }

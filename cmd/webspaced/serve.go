@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"time"
 
@@ -51,17 +52,45 @@ func newLogger(c *config.Config) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, opts))
 }
 
+// unready is how long others may take to see that the daemon is about to end: the balancer in front, or a successor.
+const unready = 5 * time.Second
+
+func closeListener(l net.Listener) {
+	if l != nil {
+		_ = l.Close()
+	}
+}
+
 func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) {
 	// First what can be wrong with this host, then what may be slow to answer.
-	d := &daemon{startup: c.Timeouts.Startup, shutdown: c.Timeouts.Shutdown, proxies: c.Gateway.TrustedProxies, log: log}
-	if d.apiListener, err = listen("http.listen_address", string(c.HTTP.ListenAddress)); err != nil {
+	d := &daemon{startup: c.Timeouts.Startup, unready: unready, shutdown: c.Timeouts.Shutdown, proxies: c.Gateway.TrustedProxies, log: log}
+	d.open = func(ctx context.Context) (err error) {
+		if d.apiListener, err = listen(ctx, "http.listen_address", string(c.HTTP.ListenAddress)); err != nil {
+			return err
+		}
+		d.gatewayListener, err = listen(ctx, "gateway.http_listen_address", string(c.Gateway.HTTPListenAddress))
 		return err
 	}
-	defer d.apiListener.Close()
-	if d.gatewayListener, err = listen("gateway.http_listen_address", string(c.Gateway.HTTPListenAddress)); err != nil {
-		return err
+	defer func() { closeListener(d.apiListener); closeListener(d.gatewayListener) }()
+	replaces := false
+	for key, address := range map[string]string{
+		"http.listen_address": string(c.HTTP.ListenAddress), "gateway.http_listen_address": string(c.Gateway.HTTPListenAddress),
+	} {
+		shared, err := proxy.CheckListen(ctx, address)
+		if err != nil {
+			return listenError(key, err)
+		}
+		if shared {
+			log.Warn("another webspaced serves this address as well; that is for replacing it, so end it now", "key", key, "address", address)
+		}
+		replaces = replaces || shared
 	}
-	defer d.gatewayListener.Close()
+	if !replaces { // connections wait until the rest is up
+		if err := d.open(ctx); err != nil {
+			return err
+		}
+		d.open = nil
+	}
 	auth, users, closeUsers, err := newUsers(c, log)
 	if err != nil {
 		return err
@@ -79,7 +108,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	holds := newHolds(c)
 	opts := managerOptions(c, routes, log)
 	opts.Forwarder = func(m proxy.Activator) webspace.PortForwarder {
-		d.forwarder = proxy.NewForwarder(m, forwarderOptions(c, holds, log))
+		d.forwarder = proxy.NewForwarder(m, forwarderOptions(c, holds, replaces, log))
 		return d.forwarder
 	}
 	warnOfEphemeralPorts(opts.Ports, log)
@@ -190,8 +219,8 @@ func newHolds(c *config.Config) *proxy.Holds {
 	})
 }
 
-func forwarderOptions(c *config.Config, holds *proxy.Holds, log *slog.Logger) *proxy.ForwarderOptions {
-	opts := &proxy.ForwarderOptions{Holds: holds, HoldTimeout: c.Gateway.HoldTimeout, Logger: log}
+func forwarderOptions(c *config.Config, holds *proxy.Holds, replaces bool, log *slog.Logger) *proxy.ForwarderOptions {
+	opts := &proxy.ForwarderOptions{Holds: holds, HoldTimeout: c.Gateway.HoldTimeout, Shared: true, Replaces: replaces, Logger: log}
 	if c.Runtime == "local" {
 		opts.ListenAddress = loopback // nothing isolates its instances from this host
 	}
