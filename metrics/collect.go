@@ -103,6 +103,7 @@ func (s sources) Collect(ch chan<- prometheus.Metric) {
 		counter(refusals, stats.RefusedWebspace, "hold", "webspace")
 		counter(refusals, stats.RefusedSource, "hold", "source")
 		counter(refusals, stats.RefusedTotal, "hold", "total")
+		counter(refusals, stats.RefusedWakes, "hold", "wakes")
 	}
 	for frontEnd, conns := range map[string]*proxy.Conns{"gateway": s.GatewayConns, "api": s.APIConns} {
 		if conns == nil {

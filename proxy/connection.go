@@ -61,7 +61,7 @@ func (c *connection) connect() (Endpoint, *net.TCPConn, error) {
 	if err := c.awaitLife(); err != nil {
 		return Endpoint{}, nil, err
 	}
-	release, err := f.opts.Holds.Acquire(c.target.Webspace, c.source)
+	release, err := f.opts.Holds.hold(f.activator, c.target.Webspace, c.source)
 	if err != nil {
 		return Endpoint{}, nil, err
 	}

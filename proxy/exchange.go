@@ -161,7 +161,7 @@ func (x *exchange) acquire() error {
 		return nil
 	}
 	var err error
-	x.unhold, err = x.gateway.opts.Holds.Acquire(x.target.Webspace, x.gateway.peers.source(x.request))
+	x.unhold, err = x.gateway.opts.Holds.hold(x.gateway.activator, x.target.Webspace, x.gateway.peers.source(x.request))
 	return err
 }
 
@@ -320,7 +320,7 @@ func (x *exchange) WriteHeader(status int) {
 	// An answer that does not wait for the whole request is passed on as such: net/http would first read the rest of
 	// the body, and take it away from the target. The connection can not be used again, as what follows on it might
 	// be the rest of this request.
-	if x.request.ProtoMajor == 1 && !x.body.finished() {
+	if x.request.ProtoMajor == 1 && !x.body.finished() || x.gateway.yielding.Load() {
 		x.Header().Set("Connection", "close")
 	}
 	x.mu.Lock()

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -23,12 +24,16 @@ type ForwarderOptions struct {
 	Holds *Holds
 	// HoldTimeout is the longest time that a connection waits for its target: 50 seconds.
 	HoldTimeout time.Duration
-	// Limits bound all connections, held or not: 1024 to one webspace, 64 from one source, and [MaxConns] in total.
+	// Limits bound all connections, held or not: 1024 to one webspace, 64 from one source, and [MaxConns] in total. Their
+	// wakes mean nothing; those of Holds count.
 	Limits HoldLimits
 	// IdleTimeout ends a connection on which nothing has come from either side for that long: 1 hour. It takes Linux.
 	IdleTimeout time.Duration
 	// Shared has the ports opened as [Listen] does, so that a successor can take them over: see [Forwarder.Yield].
 	Shared bool
+	// Replaces has ports opened that another process of this user shares, which is the one to take over from. Without it
+	// they count as taken: it may be somebody else's daemon.
+	Replaces bool
 	// Logger gets a debug record for each connection that failed, and a warning where the cause is neither the client
 	// nor the target. Default: nothing is logged.
 	Logger *slog.Logger
@@ -101,6 +106,7 @@ func NewForwarder(activator Activator, opts *ForwarderOptions) *Forwarder {
 	if f.opts.Limits.Total <= 0 {
 		f.opts.Limits.Total = MaxConns()
 	}
+	f.opts.Limits.Wakes = -1
 	f.connections = NewHolds(&f.opts.Limits)
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	return f
@@ -209,6 +215,11 @@ func (f *Forwarder) listen(w *forward) (net.Listener, error) {
 	address := net.JoinHostPort(host, strconv.Itoa(w.port))
 	// What is accepted has the options of the listener.
 	if f.opts.Shared {
+		if shared, err := CheckListen(w.ctx, address); err != nil {
+			return nil, err
+		} else if shared && !f.opts.Replaces {
+			return nil, fmt.Errorf("listen %s: another process of this user has it: %w", address, syscall.EADDRINUSE)
+		}
 		return listenShared(w.ctx, address, abandonUnacknowledged)
 	}
 	config := net.ListenConfig{Control: abandonUnacknowledged, KeepAliveConfig: keepAlive}

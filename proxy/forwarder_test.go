@@ -177,7 +177,7 @@ func TestForwarderHerd(t *testing.T) {
 	const clients, sources = 1000, 250
 	boot := make(chan struct{})
 	activator := booting(echo(t), boot)
-	h := forwarder(t, activator, nil)
+	h := forwarder(t, activator, &proxy.ForwarderOptions{Limits: proxy.HoldLimits{Webspace: clients}})
 	port := h.open(t, db)
 	var group sync.WaitGroup
 	for i := range clients {
@@ -282,7 +282,7 @@ func TestForwarderPassesResetsOn(t *testing.T) {
 // Whoever only looks whether a port is open boots nothing.
 func TestForwarderScan(t *testing.T) {
 	activator := &fakeActivator{}
-	h := forwarder(t, activator, nil)
+	h := forwarder(t, activator, &proxy.ForwarderOptions{Limits: proxy.HoldLimits{Source: 100}})
 	port := h.open(t, db)
 	for i := range 100 {
 		conn := dialPort(t, port)

@@ -81,17 +81,46 @@ func (m *Manager) bootFailed(e *entry, err error) {
 	a := &e.activation
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delay := min(time.Second<<min(a.failures, 20), 5*time.Minute)
+	delay := a.delay(a.failures)
 	a.failures++
 	a.retryAt, a.lastErr = time.Now().Add(delay), err
 	m.log.Warn("boot failed", "webspace", e.name, "failures", a.failures, "retry_in", delay, "error", err)
 }
 
+// delay is how long to wait after a failure that had so many before it.
+func (a *activation) delay(before int) time.Duration {
+	return min(time.Second<<min(before, 20), 5*time.Minute)
+}
+
+// shortLife is how long an instance has to run to have been worth its boot.
+const shortLife = time.Minute
+
+// errShortLife says that an instance had hardly come up when it stopped.
+var errShortLife = errors.New("the instance has stopped by itself again, soon after its boot")
+
+// endLife notes that an instance which took connections has stopped. One that does so by itself again and again, soon after
+// each boot, counts as failing to boot. Once is no failure: its user may have changed something and shut it down. What we
+// have stopped does not count, and neither does a boot that failed, which whoever waited for it notes.
+func (a *activation) endLife(now time.Time) {
+	if a.draining || now.Sub(a.born) >= shortLife {
+		a.failures, a.retryAt, a.lastErr = 0, time.Time{}, nil
+		return
+	}
+	if a.failures > 0 {
+		a.retryAt, a.lastErr = now.Add(a.delay(a.failures-1)), errShortLife
+	}
+	a.failures++
+}
+
 func (a *activation) failure(err error) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	reason := "This webspace could not be started."
+	if errors.Is(err, errShortLife) {
+		reason = "This webspace stops by itself soon after it has been started."
+	}
 	return &proxy.Failure{
-		Reason:     "This webspace could not be started.",
+		Reason:     reason,
 		RetryAfter: max(time.Until(a.retryAt), time.Second),
 		Err:        fmt.Errorf("%v: %w", err, errdefs.ErrUnavailable), // the cause's class would say something else
 	}

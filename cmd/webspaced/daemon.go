@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/netsoc/webspaced/metrics"
@@ -35,6 +36,8 @@ type daemon struct {
 	log       *slog.Logger
 
 	apiPlace, gatewayPlace *place
+
+	leaving atomic.Bool // it has been told to end
 }
 
 // server serves a place until it is told to shut down.
@@ -49,6 +52,7 @@ type server struct {
 // place is an address that the daemon listens at.
 type place struct {
 	key, address string
+	shared       bool // another daemon listens there
 
 	mu       sync.Mutex
 	listener net.Listener // nil as long as another daemon of ours serves it
@@ -89,7 +93,8 @@ func newPlace(ctx context.Context, key, address string, log *slog.Logger) (*plac
 	p := &place{key: key, address: address}
 	shared, err := proxy.CheckListen(ctx, address)
 	if err == nil && shared {
-		log.Warn("another process of this user listens here; unless this one replaces it, give each addresses of its own", "key", key, "address", address)
+		p.shared = true
+		log.Warn("another process of this user serves this address as well; that is for replacing it, so end it now", "key", key, "address", address)
 		return p, nil
 	}
 	if err == nil {
@@ -127,7 +132,7 @@ func (p *place) close() {
 // servers lists all that listens but the forwarder.
 func (d *daemon) servers() ([]server, error) {
 	api := &http.Server{
-		Handler:           d.api,
+		Handler:           d.lastAnswers(d.api),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       30 * time.Second,
 		// A command may take 5 minutes, the installation of an SSH server 10.
@@ -138,7 +143,7 @@ func (d *daemon) servers() ([]server, error) {
 		ErrorLog:       slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 	}
 	if d.guard != nil {
-		api.Handler = d.guard(d.api)
+		api.Handler = d.guard(api.Handler)
 	}
 	// Each has limits of its own, so that a flood of visitors never keeps the API's users out.
 	apiConns := proxy.NewConns(&proxy.ConnLimits{Total: min(512, max(proxy.MaxConns()/6, 1)), Exempt: d.proxies})
@@ -244,11 +249,23 @@ func (d *daemon) serve(ctx context.Context, s server) error {
 	return s.serve(l)
 }
 
+// lastAnswers ends each connection with its next answer once the daemon has been told to end, so that clients open new ones.
+func (d *daemon) lastAnswers(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if d.leaving.Load() && r.Header.Get("Upgrade") == "" {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // yield leaves new connections to a successor, if there is one, and goes on serving: those who look at /readyz before they
 // send somebody here need a moment, and so does what is on its way.
 func (d *daemon) yield(servers []server) {
 	d.log.Info("about to end; still serving", "for", d.unready)
 	d.api.Unready()
+	d.gateway.Yield()
+	d.leaving.Store(true)
 	errs := []error{d.forwarder.Yield()}
 	for _, s := range servers {
 		errs = append(errs, s.place.yield())

@@ -82,7 +82,8 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	opts := managerOptions(c, d.metrics.Provider(routes), log)
 	opts.Observer = d.metrics.Observer()
 	opts.Forwarder = func(m proxy.Activator) webspace.PortForwarder {
-		d.forwarder = proxy.NewForwarder(m, forwarderOptions(c, d.holds, log))
+		// Ports that somebody shares with us are those of the daemon that this one replaces, or not ours to take.
+		d.forwarder = proxy.NewForwarder(m, forwarderOptions(c, d.holds, d.gatewayPlace.shared, log))
 		return d.forwarder
 	}
 	warnOfEphemeralPorts(opts.Ports, log)
@@ -193,8 +194,8 @@ func newHolds(c *config.Config) *proxy.Holds {
 	})
 }
 
-func forwarderOptions(c *config.Config, holds *proxy.Holds, log *slog.Logger) *proxy.ForwarderOptions {
-	opts := &proxy.ForwarderOptions{Holds: holds, HoldTimeout: c.Gateway.HoldTimeout, Shared: true, Logger: log}
+func forwarderOptions(c *config.Config, holds *proxy.Holds, replaces bool, log *slog.Logger) *proxy.ForwarderOptions {
+	opts := &proxy.ForwarderOptions{Holds: holds, HoldTimeout: c.Gateway.HoldTimeout, Shared: true, Replaces: replaces, Logger: log}
 	if c.Runtime == "local" {
 		opts.ListenAddress = loopback // nothing isolates its instances from this host
 	}
