@@ -1,7 +1,11 @@
 package traefiktest
 
 import (
+	"context"
+	"net/http"
 	"slices"
+	"testing"
+	"time"
 
 	"github.com/traefik/traefik/v2/pkg/config/dynamic"
 	"github.com/traefik/traefik/v2/pkg/tls"
@@ -10,23 +14,41 @@ import (
 )
 
 // Backend returns where a configuration sends a host, as the backend of a route; empty if nowhere. Like Traefik it ignores
-// routers without a service.
+// routers without a service, and services without a server.
 func Backend(c *dynamic.Configuration, host string) (backend string) {
 	if c.HTTP != nil {
 		for _, r := range c.HTTP.Routers {
-			if s := c.HTTP.Services[r.Service]; says(r.Rule, "Host", host) && s != nil {
+			if s := c.HTTP.Services[r.Service]; says(r.Rule, "Host", host) && s != nil && len(s.LoadBalancer.Servers) > 0 {
 				backend = s.LoadBalancer.Servers[0].URL
 			}
 		}
 	}
 	if c.TCP != nil {
 		for _, r := range c.TCP.Routers {
-			if s := c.TCP.Services[r.Service]; says(r.Rule, "HostSNI", host) && s != nil {
+			if s := c.TCP.Services[r.Service]; says(r.Rule, "HostSNI", host) && s != nil && len(s.LoadBalancer.Servers) > 0 {
 				backend = "tcp://" + s.LoadBalancer.Servers[0].Address
 			}
 		}
 	}
 	return backend
+}
+
+// Status asks a Traefik for a host, and returns the status of the answer; 0 if there is none.
+func Status(t testing.TB, address, host string) int {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Host = host
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return 0
+	}
+	response.Body.Close()
+	return response.StatusCode
 }
 
 // HasCertificate reports whether a configuration has this certificate, or this resolver for its host.

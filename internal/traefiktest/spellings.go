@@ -47,7 +47,7 @@ func (s *suite) spellings() {
 		ask      func(spelling string) string
 	}{
 		{"HTTP", s.backend("bob"), s.backend("eve"), s.askHTTP},
-		{"SNI", s.tlsBackend("bob", newCA(s.T, "bob").issue("bob")), s.tlsBackend("eve", newCA(s.T, "eve").issue("eve")), s.askSNI},
+		{"SNI", s.tlsBackend("bob", newCA(s.TB, "bob").issue("bob")), s.tlsBackend("eve", newCA(s.TB, "eve").issue("eve")), s.askSNI},
 	} {
 		owner := s.route("ws-u1", kind.bob, victim)
 		routes, taken := []provider.Route{owner}, map[provider.Host]bool{owner.Hosts[0]: true}

@@ -64,9 +64,35 @@ func Run(t *testing.T, newStore func(t *testing.T, version testbed.TraefikVersio
 	}
 }
 
+// Benchmark measures the time from a change of a route to the changed answer of each Traefik, alone and among many.
+func Benchmark(b *testing.B, newStore func(b *testing.B, version testbed.TraefikVersion) Store) {
+	for _, version := range []testbed.TraefikVersion{testbed.TraefikV3, testbed.TraefikV2} {
+		for _, others := range []int{0, 1000} {
+			b.Run(fmt.Sprintf("%s/others=%d", version, others), func(b *testing.B) {
+				s := newSuite(b, version, newStore(b, version))
+				const host = "alice.example.org"
+				names := [...]string{"instance", "gateway"}
+				routes := [len(names)]provider.Route{s.route("ws-u1", s.backend(names[0]), host), s.route("ws-u1", s.backend(names[1]), host)}
+				all := []provider.Route{routes[1]}
+				for i := range others {
+					all = append(all, s.route(fmt.Sprint("ws-other", i), "http://127.0.0.1:1", fmt.Sprintf("u%d.example.org", i)))
+				}
+				s.put(all...)
+				s.answers(host, names[1]+" "+host)
+				turn := 0
+				for b.Loop() {
+					s.put(routes[turn])
+					s.answers(host, names[turn]+" "+host)
+					turn = 1 - turn
+				}
+			})
+		}
+	}
+}
+
 // suite is one subtest: a store, a provider on it, and a Traefik that follows it.
 type suite struct {
-	*testing.T
+	testing.TB
 	Store
 	provider  provider.Provider
 	traefik   *testbed.Proxy
@@ -74,10 +100,10 @@ type suite struct {
 	challenge string // URL
 }
 
-func newSuite(t *testing.T, version testbed.TraefikVersion, store Store) *suite {
+func newSuite(t testing.TB, version testbed.TraefikVersion, store Store) *suite {
 	transport := &http.Transport{MaxIdleConnsPerHost: 16}
 	t.Cleanup(transport.CloseIdleConnections)
-	s := &suite{T: t, Store: store, visitor: &http.Client{Transport: transport, Timeout: 10 * time.Second}}
+	s := &suite{TB: t, Store: store, visitor: &http.Client{Transport: transport, Timeout: 10 * time.Second}}
 	s.challenge = s.backend("challenge")
 	s.provider = s.open()
 	s.traefik = version.Start(t, append(slices.Clone(store.Flags), "--providers.providersthrottleduration=10ms")...)
@@ -174,7 +200,7 @@ func (s *suite) switchesUnderLoad() {
 
 func (s *suite) passesTLSThrough() {
 	const alice, bob = "alice.example.org", "bob.example.org"
-	own := newCA(s.T, "the webspace's own")
+	own := newCA(s.TB, "the webspace's own")
 	tcp := s.tlsBackend("a", own.issue(alice))
 	s.put(s.route("ws-u1", tcp, alice), s.route("ws-u2", s.backend("b"), bob))
 	s.servesTLS(alice, own, "a "+alice)
@@ -197,7 +223,7 @@ func (s *suite) passesTLSThrough() {
 
 func (s *suite) certificates() {
 	const inside, custom, other = "alice.example.org", "alice.example", "www.alice.example"
-	first, second := newCA(s.T, "first"), newCA(s.T, "second")
+	first, second := newCA(s.TB, "first"), newCA(s.TB, "second")
 	a := s.route("ws-u1", s.backend("a"), custom, inside, other)
 	a.Certificates = []provider.Certificate{s.certificate(first, custom), s.certificate(second, other)}
 	bob := s.route("ws-u2", s.backend("b"), "bob.example")
@@ -311,7 +337,7 @@ func (s *suite) certificate(ca *authority, host string) provider.Certificate {
 	s.Helper()
 	h, err := provider.ParseHost(host)
 	require.NoError(s, err)
-	chain, key := encode(s.T, ca.issue(host))
+	chain, key := encode(s.TB, ca.issue(host))
 	if s.Certificate == nil {
 		return provider.Certificate{Host: h, Chain: chain, Key: key}
 	}

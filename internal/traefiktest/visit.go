@@ -108,13 +108,13 @@ func read(response *http.Response) string {
 
 // authority issues certificates through an intermediate, as real ones do.
 type authority struct {
-	t            *testing.T
+	t            testing.TB
 	pool         *x509.CertPool // of the root
 	intermediate *x509.Certificate
 	key          *ecdsa.PrivateKey
 }
 
-func newCA(t *testing.T, name string) *authority {
+func newCA(t testing.TB, name string) *authority {
 	ca := &authority{t: t, pool: x509.NewCertPool()}
 	root, rootKey := ca.sign(&x509.Certificate{Subject: pkix.Name{CommonName: name + " root"}, IsCA: true, KeyUsage: x509.KeyUsageCertSign}, nil, nil)
 	ca.pool.AddCert(root)
@@ -150,7 +150,7 @@ func (ca *authority) sign(c, parent *x509.Certificate, parentKey *ecdsa.PrivateK
 }
 
 // encode returns a certificate as PEM.
-func encode(t *testing.T, c tls.Certificate) (chain string, key provider.PrivateKey) {
+func encode(t testing.TB, c tls.Certificate) (chain string, key provider.PrivateKey) {
 	for _, der := range c.Certificate {
 		chain += string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 	}
