@@ -91,6 +91,20 @@ identity:
 
 func (d *daemon) start(t *testing.T) {
 	t.Helper()
+	d.launch(t)
+	require.Eventually(t, func() bool {
+		res, err := http.Get("http://" + d.api + "/health")
+		if err != nil {
+			return false
+		}
+		_ = res.Body.Close()
+		return res.StatusCode == http.StatusNoContent
+	}, 30*time.Second, 20*time.Millisecond)
+}
+
+// launch is start without the wait for it to answer.
+func (d *daemon) launch(t *testing.T) {
+	t.Helper()
 	path, err := binary()
 	require.NoError(t, err)
 	d.cmd = exec.Command(path, "serve", "--config", d.config)
@@ -100,14 +114,6 @@ func (d *daemon) start(t *testing.T) {
 	cmd, ended := d.cmd, make(chan struct{})
 	d.ended = ended
 	go func() { _ = cmd.Wait(); close(ended) }()
-	require.Eventually(t, func() bool {
-		res, err := http.Get("http://" + d.api + "/health")
-		if err != nil {
-			return false
-		}
-		_ = res.Body.Close()
-		return res.StatusCode == http.StatusNoContent
-	}, 30*time.Second, 20*time.Millisecond)
 }
 
 func (d *daemon) kill() {
