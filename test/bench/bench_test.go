@@ -2,9 +2,11 @@ package bench_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -147,7 +149,7 @@ func report(b *testing.B, took map[string][]time.Duration, percentile int) {
 func BenchmarkIdleMemory(b *testing.B) {
 	const connections = 3000
 	target := server(b, func(conn *net.TCPConn) { _, _ = io.Copy(conn, struct{ io.Reader }{conn}) })
-	sizes := map[string]float64{}
+	sizes, descriptors := map[string]float64{}, map[string]float64{}
 	for b.Loop() {
 		for _, p := range []peer{webspaced(b, "forwarder", target), haproxy(b, target)} {
 			before := memory(b, p.pid)
@@ -162,6 +164,9 @@ func BenchmarkIdleMemory(b *testing.B) {
 				conns[i] = conn
 			}
 			sizes[p.name] = float64(memory(b, p.pid)-before) / connections / 1024
+			fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.pid))
+			require.NoError(b, err)
+			descriptors[p.name] = float64(len(fds)) / connections
 			for _, conn := range conns {
 				_ = conn.Close()
 			}
@@ -169,6 +174,7 @@ func BenchmarkIdleMemory(b *testing.B) {
 	}
 	for name, size := range sizes {
 		b.ReportMetric(size, name+"-KiB/conn")
+		b.ReportMetric(descriptors[name], name+"-fds/conn")
 	}
 	b.ReportMetric(0, "ns/op")
 }
