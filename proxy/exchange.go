@@ -131,6 +131,9 @@ func (x *exchange) try(r *http.Request, endpoint Endpoint) (*http.Response, erro
 		x.gateway.opts.Logger.DebugContext(x.ctx, "dial failed", "webspace", x.target.Webspace,
 			"address", endpoint.Address, "error", err)
 	}
+	if err == nil && endpoint.FirstByte != nil {
+		endpoint.FirstByte()
+	}
 	if err == nil && response.StatusCode == http.StatusSwitchingProtocols {
 		x.tunnel = response.Body // ReverseProxy does not close it if it was not asked to switch
 	}

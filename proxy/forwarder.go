@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -55,6 +56,8 @@ type Forwarder struct {
 	cancel      context.CancelCauseFunc
 	running     sync.WaitGroup // ports and connections
 
+	received, sent atomic.Uint64 // bytes, see ForwarderStats
+
 	mu     sync.Mutex
 	closed bool
 	ports  map[int]*forward
@@ -68,6 +71,10 @@ type ForwarderStats struct {
 	DialErrors   uint64 // tries to connect to an endpoint that failed; the connection was then held, or went on being held
 	ClientsGone  uint64 // clients that left before they were connected; scans of ports, for example
 	Failures     uint64 // connections whose target could not be reached in time
+
+	// Bytes from clients to targets and from targets to clients. Of a connection that is open the last few megabytes are
+	// not among them.
+	Received, Sent uint64
 
 	// How many were refused, by the limit that they hit.
 	RefusedWebspace, RefusedSource, RefusedTotal uint64
@@ -159,6 +166,7 @@ func (f *Forwarder) Stats() ForwarderStats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	stats := f.stats
+	stats.Received, stats.Sent = f.received.Load(), f.sent.Load()
 	stats.Forwards = len(f.ports)
 	for _, w := range f.ports {
 		if w.err != nil {

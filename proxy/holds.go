@@ -47,6 +47,9 @@ type HoldStats struct {
 	Webspaces int // that are waited for now
 	Sources   int // that wait now
 
+	Ended  uint64        // that have waited, since the start
+	Waited time.Duration // all of those together
+
 	// How many were refused since the start, by the limit that they hit.
 	RefusedWebspace, RefusedSource, RefusedTotal uint64
 	// RefusedWakes is how many were refused because their network has woken too many webspaces.
@@ -106,8 +109,9 @@ func (h *Holds) acquire(webspace string, source netip.Addr, runs bool) (release 
 		h.stats.RefusedSource++
 		return nil, tooMany("Too many requests from your address are waiting.", "source", h.limits.Source)
 	}
+	began := time.Now()
 	if !runs && h.webspaces[webspace] == 0 && h.limits.Wakes > 0 {
-		if wait := h.wakes.take(source, time.Now()); wait > 0 {
+		if wait := h.wakes.take(source, began); wait > 0 {
 			h.stats.RefusedWakes++
 			return nil, &Failure{
 				Reason: "Too many webspaces had to be started for your network.", RetryAfter: wait,
@@ -122,6 +126,8 @@ func (h *Holds) acquire(webspace string, source netip.Addr, runs bool) (release 
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.stats.Held--
+		h.stats.Ended++
+		h.stats.Waited += time.Since(began)
 		decrement(h.webspaces, webspace)
 		decrement(h.sources, network)
 	}), nil

@@ -61,6 +61,9 @@ type Endpoint struct {
 	// Release gives the endpoint back and must be called once. An err that is not nil says that nothing could be
 	// reached at Address, so that the next Activate looks at the truth again.
 	Release func(err error)
+	// FirstByte is nil, or wants to be called, at most once, when the first byte of an answer has come, by those who see
+	// it. It does not block.
+	FirstByte func()
 }
 
 // Failure is why a target can not be reached, in words for whoever asked.

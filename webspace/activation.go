@@ -36,6 +36,8 @@ type activation struct {
 	draining bool          // no endpoint is handed out: the instance is about to stop
 	idle     chan struct{} // closed when draining and without leases
 
+	bootedAt time.Time // when the last boot was over, until somebody is served by it; kept for the Observer alone
+
 	halts    int       // how often we stopped it ourselves
 	born     time.Time // when it came up at endpoint
 	ready    bool      // something has answered there
@@ -171,7 +173,7 @@ func (m *Manager) Ready(t proxy.Target) (proxy.Endpoint, bool) {
 	a.leases++
 	at := netip.AddrPortFrom(a.endpoint, uint16(t.Port))
 	var once sync.Once
-	return proxy.Endpoint{Address: at, Release: func(err error) {
+	return proxy.Endpoint{Address: at, FirstByte: m.firstByte(a), Release: func(err error) {
 		once.Do(func() { m.release(e, at, err) })
 	}}, true
 }

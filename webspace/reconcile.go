@@ -37,8 +37,12 @@ func (m *Manager) Run(ctx context.Context) error {
 	wg.Go(func() { m.recheckDomains(ctx) })
 	for range workers {
 		wg.Go(func() {
-			m.queue.work(ctx, func(name string) bool {
+			m.queue.work(ctx, func(name string, waited time.Duration) bool {
+				began := time.Now()
 				err := m.reconcile(ctx, name)
+				if observe := m.opts.Observer.Reconciled; observe != nil {
+					observe(waited, time.Since(began), err)
+				}
 				if err != nil && ctx.Err() == nil {
 					m.log.Warn("reconciliation failed", "webspace", name, "error", err)
 				}
@@ -48,7 +52,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 	for range probers {
 		wg.Go(func() {
-			m.probes.work(ctx, func(name string) bool {
+			m.probes.work(ctx, func(name string, _ time.Duration) bool {
 				m.probe(ctx, name)
 				return true
 			})
@@ -141,7 +145,11 @@ func (m *Manager) requestResync() {
 func (m *Manager) resyncLoop(ctx context.Context) {
 	var guard removalGuards
 	for failures := 0; ; {
+		began := time.Now()
 		next, err := m.sync(ctx, &guard)
+		if observe := m.opts.Observer.Synced; observe != nil {
+			observe(time.Since(began), err)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return

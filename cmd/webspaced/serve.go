@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"time"
 
@@ -52,46 +51,21 @@ func newLogger(c *config.Config) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, opts))
 }
 
-// unready is how long others may take to see that the daemon is about to end: the balancer in front, or a successor.
-const unready = 5 * time.Second
-
-func closeListener(l net.Listener) {
-	if l != nil {
-		_ = l.Close()
-	}
-}
-
 func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) {
 	// First what can be wrong with this host, then what may be slow to answer.
-	d := &daemon{startup: c.Timeouts.Startup, unready: unready, shutdown: c.Timeouts.Shutdown, proxies: c.Gateway.TrustedProxies, log: log}
-	d.open = func(ctx context.Context) (err error) {
-		if d.apiListener, err = listen(ctx, "http.listen_address", string(c.HTTP.ListenAddress)); err != nil {
-			return err
-		}
-		d.gatewayListener, err = listen(ctx, "gateway.http_listen_address", string(c.Gateway.HTTPListenAddress))
+	d := &daemon{
+		startup: c.Timeouts.Startup, unready: c.Timeouts.Unready, shutdown: c.Timeouts.Shutdown,
+		proxies: c.Gateway.TrustedProxies, holds: newHolds(c), metrics: newMetrics(), log: log,
+	}
+	if d.apiPlace, err = newPlace(ctx, "http.listen_address", string(c.HTTP.ListenAddress), log); err != nil {
 		return err
 	}
-	defer func() { closeListener(d.apiListener); closeListener(d.gatewayListener) }()
-	replaces := false
-	for key, address := range map[string]string{
-		"http.listen_address": string(c.HTTP.ListenAddress), "gateway.http_listen_address": string(c.Gateway.HTTPListenAddress),
-	} {
-		shared, err := proxy.CheckListen(ctx, address)
-		if err != nil {
-			return listenError(key, err)
-		}
-		if shared {
-			log.Warn("another webspaced serves this address as well; that is for replacing it, so end it now", "key", key, "address", address)
-		}
-		replaces = replaces || shared
+	defer d.apiPlace.close()
+	if d.gatewayPlace, err = newPlace(ctx, "gateway.http_listen_address", string(c.Gateway.HTTPListenAddress), log); err != nil {
+		return err
 	}
-	if !replaces { // connections wait until the rest is up
-		if err := d.open(ctx); err != nil {
-			return err
-		}
-		d.open = nil
-	}
-	auth, users, closeUsers, err := newUsers(c, log)
+	defer d.gatewayPlace.close()
+	auth, users, closeUsers, err := newUsers(c, d.metrics, log)
 	if err != nil {
 		return err
 	}
@@ -105,10 +79,11 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, closeRuntime()) }()
-	holds := newHolds(c)
-	opts := managerOptions(c, routes, log)
+	opts := managerOptions(c, d.metrics.Provider(routes), log)
+	opts.Observer = d.metrics.Observer()
 	opts.Forwarder = func(m proxy.Activator) webspace.PortForwarder {
-		d.forwarder = proxy.NewForwarder(m, forwarderOptions(c, holds, replaces, log))
+		// Ports that somebody shares with us are those of the daemon that this one replaces, or not ours to take.
+		d.forwarder = proxy.NewForwarder(m, forwarderOptions(c, d.holds, d.gatewayPlace.shared, log))
 		return d.forwarder
 	}
 	warnOfEphemeralPorts(opts.Ports, log)
@@ -116,8 +91,8 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	if err != nil {
 		return err
 	}
-	d.api = openapi.NewServer(d.manager, auth, users, apiOptions(c, log))
-	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, holds, log))
+	d.api = openapi.NewServer(d.manager, auth, users, measured(apiOptions(c, log), d.metrics))
+	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, d.holds, log))
 	return d.run(ctx)
 }
 

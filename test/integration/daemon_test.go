@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -78,6 +79,9 @@ identity:
 	if extra != nil {
 		config += extra(d.gateway)
 	}
+	if !strings.Contains(config, "timeouts:") {
+		config += "timeouts: {unready: 0s}\n" // most have no successor
+	}
 	require.NoError(t, os.WriteFile(d.config, []byte(config), 0o600))
 	t.Cleanup(func() {
 		d.kill()
@@ -91,20 +95,6 @@ identity:
 
 func (d *daemon) start(t *testing.T) {
 	t.Helper()
-	d.launch(t)
-	require.Eventually(t, func() bool {
-		res, err := http.Get("http://" + d.api + "/health")
-		if err != nil {
-			return false
-		}
-		_ = res.Body.Close()
-		return res.StatusCode == http.StatusNoContent
-	}, 30*time.Second, 20*time.Millisecond)
-}
-
-// launch is start without the wait for it to answer.
-func (d *daemon) launch(t *testing.T) {
-	t.Helper()
 	path, err := binary()
 	require.NoError(t, err)
 	d.cmd = exec.Command(path, "serve", "--config", d.config)
@@ -114,6 +104,14 @@ func (d *daemon) launch(t *testing.T) {
 	cmd, ended := d.cmd, make(chan struct{})
 	d.ended = ended
 	go func() { _ = cmd.Wait(); close(ended) }()
+	require.Eventually(t, func() bool {
+		res, err := http.Get("http://" + d.api + "/health")
+		if err != nil {
+			return false
+		}
+		_ = res.Body.Close()
+		return res.StatusCode == http.StatusNoContent
+	}, 30*time.Second, 20*time.Millisecond)
 }
 
 func (d *daemon) kill() {
@@ -219,6 +217,8 @@ func (b *buffer) String() string {
 	defer b.mu.Unlock()
 	return b.b.String()
 }
+
+func (b *buffer) contains(text string) bool { return strings.Contains(b.String(), text) }
 
 // canary listens on an address that nobody may be sent to, and counts who is.
 func canary(t *testing.T, address string) (visits func() int) {
