@@ -88,7 +88,12 @@ func (c *connection) connect() (Endpoint, *net.TCPConn, error) {
 
 // dial connects to an endpoint. If that fails, the endpoint is given back.
 func (c *connection) dial(ctx context.Context, endpoint Endpoint) (*net.TCPConn, error) {
-	conn, err := c.forwarder.dialer.DialContext(ctx, "tcp", endpoint.Address.String())
+	var conn net.Conn
+	var err error
+	var dialling sync.WaitGroup
+	// Dialling makes a stack grow that the connection then has for as long as it lives.
+	dialling.Go(func() { conn, err = c.forwarder.dialer.DialContext(ctx, "tcp", endpoint.Address.String()) })
+	dialling.Wait()
 	if err != nil {
 		blame := (&dialError{err}).blame()
 		if ctx.Err() != nil {

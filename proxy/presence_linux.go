@@ -38,8 +38,9 @@ func move(to, from *net.TCPConn, moved *atomic.Uint64) error {
 	}
 	var came int
 	var failed error
+	peeked := make([]byte, 1)
 	arrived := func(fd uintptr) bool {
-		came, failed = unread(int(fd))
+		came, failed = unread(int(fd), peeked)
 		return failed != unix.EAGAIN
 	}
 	part := io.LimitedReader{R: from}
@@ -60,12 +61,12 @@ func move(to, from *net.TCPConn, moved *atomic.Uint64) error {
 }
 
 // unread returns how many bytes have come and were not read; 0 at the end. The error is EAGAIN if nothing has come.
-func unread(fd int) (int, error) {
+func unread(fd int, peeked []byte) (int, error) {
 	if n, err := unix.IoctlGetInt(fd, unix.SIOCINQ); err == nil && n > 0 {
 		return n, nil
 	}
 	for {
-		n, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK)
+		n, _, err := unix.Recvfrom(fd, peeked, unix.MSG_PEEK)
 		if err != unix.EINTR {
 			return max(n, 0), err
 		}
