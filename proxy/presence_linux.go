@@ -62,15 +62,17 @@ func move(to, from *net.TCPConn, moved *atomic.Uint64) error {
 
 // unread returns how many bytes have come and were not read; 0 at the end. The error is EAGAIN if nothing has come.
 func unread(fd int, peeked []byte) (int, error) {
-	if n, err := unix.IoctlGetInt(fd, unix.SIOCINQ); err == nil && n > 0 {
-		return n, nil
+	n, _, err := unix.Recvfrom(fd, peeked, unix.MSG_PEEK)
+	for err == unix.EINTR {
+		n, _, err = unix.Recvfrom(fd, peeked, unix.MSG_PEEK)
 	}
-	for {
-		n, _, err := unix.Recvfrom(fd, peeked, unix.MSG_PEEK)
-		if err != unix.EINTR {
-			return max(n, 0), err
-		}
+	if err != nil || n == 0 {
+		return 0, err
 	}
+	if all, err := unix.IoctlGetInt(fd, unix.SIOCINQ); err == nil {
+		n = max(n, all)
+	}
+	return n, nil
 }
 
 // sinceReceived returns how long ago the peer has sent something, or was connected.

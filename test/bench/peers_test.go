@@ -220,3 +220,17 @@ func memory(b *testing.B, pid int) int {
 	require.NoError(b, err)
 	return pages * os.Getpagesize()
 }
+
+// processor returns how long a process has computed, to the hundredth of a second.
+func processor(b *testing.B, pid int) time.Duration {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	require.NoError(b, err)
+	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+	var ticks int
+	for _, field := range fields[11:13] { // utime, stime
+		n, err := strconv.Atoi(field)
+		require.NoError(b, err)
+		ticks += n
+	}
+	return time.Duration(ticks) * time.Second / 100
+}
