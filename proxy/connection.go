@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net"
 	"net/netip"
@@ -18,9 +17,6 @@ import (
 
 // alive is how long a connection that sends nothing has to live before a webspace is booted for it.
 const alive = 250 * time.Millisecond
-
-// counted is how many bytes go one way before they are counted.
-const counted = 16 << 20
 
 // connection is one client's, and in the end that to its target.
 type connection struct {
@@ -92,7 +88,12 @@ func (c *connection) connect() (Endpoint, *net.TCPConn, error) {
 
 // dial connects to an endpoint. If that fails, the endpoint is given back.
 func (c *connection) dial(ctx context.Context, endpoint Endpoint) (*net.TCPConn, error) {
-	conn, err := c.forwarder.dialer.DialContext(ctx, "tcp", endpoint.Address.String())
+	var conn net.Conn
+	var err error
+	var dialling sync.WaitGroup
+	// Dialling makes a stack grow that the connection then has for as long as it lives.
+	dialling.Go(func() { conn, err = c.forwarder.dialer.DialContext(ctx, "tcp", endpoint.Address.String()) })
+	dialling.Wait()
 	if err != nil {
 		blame := (&dialError{err}).blame()
 		if ctx.Err() != nil {
@@ -174,12 +175,7 @@ func (c *connection) splice(target *net.TCPConn) {
 
 // pass moves what comes from one side to the other, and how it ends: with an end or with a reset.
 func pass(to, from *net.TCPConn, toShut, fromShut *atomic.Bool, moved *atomic.Uint64) {
-	// In parts, so that what moves for hours is counted before its end.
-	var err error
-	for n := int64(counted); err == nil && n == counted; {
-		n, err = to.ReadFrom(&io.LimitedReader{R: from, N: counted})
-		moved.Add(uint64(n))
-	}
+	err := move(to, from, moved)
 	// Of the two who use a connection that is reset, the kernel tells only one; to the other it looks like an end. So it
 	// is asked. When both sides have ended properly, it is closed as well, and the order of the two questions matters.
 	if isClosed(from) && (err != nil || !fromShut.Load()) {

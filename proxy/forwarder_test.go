@@ -177,7 +177,7 @@ func TestForwarderHerd(t *testing.T) {
 	const clients, sources = 1000, 250
 	boot := make(chan struct{})
 	activator := booting(echo(t), boot)
-	h := forwarder(t, activator, &proxy.ForwarderOptions{Limits: proxy.HoldLimits{Webspace: clients}})
+	h := forwarder(t, activator, nil)
 	port := h.open(t, db)
 	var group sync.WaitGroup
 	for i := range clients {

@@ -11,8 +11,8 @@ import (
 
 // HoldLimits bound [Holds]. Zero means the default.
 type HoldLimits struct {
-	// Webspace is how many may wait for one webspace: 1024, and where Total is below 10,000, the same part of it: about
-	// a tenth, so that no webspace crowds out the others.
+	// Webspace is how many may wait for one webspace: 1024, which is about a tenth of the default Total, and never more
+	// than a quarter of Total, so that no webspace crowds out the others.
 	Webspace int
 	// Source is how many may wait from one client: 64. A client is an IPv4 address, or an IPv6 network of 64 bits,
 	// because whoever has one address there has all of them.
@@ -67,7 +67,7 @@ func NewHolds(limits *HoldLimits) *Holds {
 		l.Total = 10_000
 	}
 	if l.Webspace <= 0 {
-		l.Webspace = max(min(1024, l.Total*1024/10_000), 1)
+		l.Webspace = max(min(1024, l.Total/4), 1)
 	}
 	if l.Source <= 0 {
 		l.Source = 64
