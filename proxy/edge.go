@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// misdirected tells whether a request came through a TLS connection that is for another host. Whoever holds a certificate
-// for several names must not be made to serve one name's requests under what was agreed on for another. A trusted proxy
-// names in TLS whatever it likes.
+// misdirected tells whether a request came through a TLS connection that is for another host: one certificate may be for
+// several. A trusted proxy names in TLS whatever it likes.
 func (g *Gateway) misdirected(r *http.Request, host string) bool {
-	return r.TLS != nil && !strings.EqualFold(strings.TrimSuffix(host, "."), r.TLS.ServerName) && !g.peers.trust(peer(r))
+	return r.TLS != nil && r.TLS.ServerName != "" && !strings.EqualFold(strings.TrimSuffix(host, "."), r.TLS.ServerName) &&
+		!g.peers.trust(peer(r))
 }
 
 // challenged tells whether a request was answered as a challenge of a certificate authority.

@@ -56,8 +56,9 @@ type GatewayOptions struct {
 // it notice that a client has left before its request's body was read. [Conns] bound the connections, which it does not do
 // itself. It is safe for concurrent use.
 //
-// A request that comes through TLS, not from a trusted proxy, must be for the host that the TLS connection is for, or it is
-// answered with 421 (Misdirected Request): a client that shares a connection among hosts then opens another one.
+// A request that comes through TLS, not from a trusted proxy, must be for the host that the client has named in TLS, if it
+// has named one, or it is answered with 421 (Misdirected Request): a client that shares a connection among hosts then opens
+// another one.
 type Gateway struct {
 	router    Router
 	activator Activator
