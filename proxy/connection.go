@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"net/netip"
@@ -17,6 +18,9 @@ import (
 
 // alive is how long a connection that sends nothing has to live before a webspace is booted for it.
 const alive = 250 * time.Millisecond
+
+// counted is how many bytes go one way before they are counted.
+const counted = 16 << 20
 
 // connection is one client's, and in the end that to its target.
 type connection struct {
@@ -57,7 +61,7 @@ func (c *connection) connect() (Endpoint, *net.TCPConn, error) {
 	if err := c.awaitLife(); err != nil {
 		return Endpoint{}, nil, err
 	}
-	release, err := f.opts.Holds.Acquire(c.target.Webspace, c.source)
+	release, err := f.opts.Holds.hold(f.activator, c.target.Webspace, c.source)
 	if err != nil {
 		return Endpoint{}, nil, err
 	}
@@ -162,14 +166,20 @@ func (c *connection) splice(target *net.TCPConn) {
 	idle.Reset(limit)
 	defer idle.Stop()
 	var back sync.WaitGroup
-	back.Go(func() { pass(c.client, target, &c.clientShut, &c.targetShut) })
-	pass(target, c.client, &c.targetShut, &c.clientShut)
+	f := c.forwarder
+	back.Go(func() { pass(c.client, target, &c.clientShut, &c.targetShut, &f.sent) })
+	pass(target, c.client, &c.targetShut, &c.clientShut, &f.received)
 	back.Wait()
 }
 
 // pass moves what comes from one side to the other, and how it ends: with an end or with a reset.
-func pass(to, from *net.TCPConn, toShut, fromShut *atomic.Bool) {
-	_, err := to.ReadFrom(from)
+func pass(to, from *net.TCPConn, toShut, fromShut *atomic.Bool, moved *atomic.Uint64) {
+	// In parts, so that what moves for hours is counted before its end.
+	var err error
+	for n := int64(counted); err == nil && n == counted; {
+		n, err = to.ReadFrom(&io.LimitedReader{R: from, N: counted})
+		moved.Add(uint64(n))
+	}
 	// Of the two who use a connection that is reset, the kernel tells only one; to the other it looks like an end. So it
 	// is asked. When both sides have ended properly, it is closed as well, and the order of the two questions matters.
 	if isClosed(from) && (err != nil || !fromShut.Load()) {

@@ -53,16 +53,19 @@ func newLogger(c *config.Config) *slog.Logger {
 
 func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) {
 	// First what can be wrong with this host, then what may be slow to answer.
-	d := &daemon{startup: c.Timeouts.Startup, shutdown: c.Timeouts.Shutdown, proxies: c.Gateway.TrustedProxies, log: log}
-	if d.apiListener, err = listen("http.listen_address", string(c.HTTP.ListenAddress)); err != nil {
+	d := &daemon{
+		startup: c.Timeouts.Startup, unready: c.Timeouts.Unready, shutdown: c.Timeouts.Shutdown,
+		proxies: c.Gateway.TrustedProxies, holds: newHolds(c), metrics: newMetrics(), log: log,
+	}
+	if d.apiPlace, err = newPlace(ctx, "http.listen_address", string(c.HTTP.ListenAddress), log); err != nil {
 		return err
 	}
-	defer d.apiListener.Close()
-	if d.gatewayListener, err = listen("gateway.http_listen_address", string(c.Gateway.HTTPListenAddress)); err != nil {
+	defer d.apiPlace.close()
+	if d.gatewayPlace, err = newPlace(ctx, "gateway.http_listen_address", string(c.Gateway.HTTPListenAddress), log); err != nil {
 		return err
 	}
-	defer d.gatewayListener.Close()
-	auth, users, closeUsers, err := newUsers(c, log)
+	defer d.gatewayPlace.close()
+	auth, users, closeUsers, err := newUsers(c, d.metrics, log)
 	if err != nil {
 		return err
 	}
@@ -76,10 +79,11 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, closeRuntime()) }()
-	holds := newHolds(c)
-	opts := managerOptions(c, routes, log)
+	opts := managerOptions(c, d.metrics.Provider(routes), log)
+	opts.Observer = d.metrics.Observer()
 	opts.Forwarder = func(m proxy.Activator) webspace.PortForwarder {
-		d.forwarder = proxy.NewForwarder(m, forwarderOptions(c, holds, log))
+		// Ports that somebody shares with us are those of the daemon that this one replaces, or not ours to take.
+		d.forwarder = proxy.NewForwarder(m, forwarderOptions(c, d.holds, d.gatewayPlace.shared, log))
 		return d.forwarder
 	}
 	warnOfEphemeralPorts(opts.Ports, log)
@@ -87,8 +91,8 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	if err != nil {
 		return err
 	}
-	d.api = openapi.NewServer(d.manager, auth, users, apiOptions(c, log))
-	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, holds, log))
+	d.api = openapi.NewServer(d.manager, auth, users, measured(apiOptions(c, log), d.metrics))
+	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, d.holds, log))
 	return d.run(ctx)
 }
 
@@ -190,8 +194,8 @@ func newHolds(c *config.Config) *proxy.Holds {
 	})
 }
 
-func forwarderOptions(c *config.Config, holds *proxy.Holds, log *slog.Logger) *proxy.ForwarderOptions {
-	opts := &proxy.ForwarderOptions{Holds: holds, HoldTimeout: c.Gateway.HoldTimeout, Logger: log}
+func forwarderOptions(c *config.Config, holds *proxy.Holds, replaces bool, log *slog.Logger) *proxy.ForwarderOptions {
+	opts := &proxy.ForwarderOptions{Holds: holds, HoldTimeout: c.Gateway.HoldTimeout, Shared: true, Replaces: replaces, Logger: log}
 	if c.Runtime == "local" {
 		opts.ListenAddress = loopback // nothing isolates its instances from this host
 	}

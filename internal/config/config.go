@@ -46,7 +46,8 @@ type Config struct {
 // Timeouts bound what the daemon itself does.
 type Timeouts struct {
 	Startup  time.Duration `yaml:"startup" default:"30s" min:"1s" doc:"How long the daemon tries to reach what it depends on before it gives up."`
-	Shutdown time.Duration `yaml:"shutdown" default:"30s" min:"1s" doc:"How long requests under way may go on once the daemon has been told to end."`
+	Unready  time.Duration `yaml:"unready" default:"5s" doc:"How long the daemon goes on serving once it has been told to end, with /readyz saying no: load balancers look elsewhere, and a daemon that was started in its place takes over all that comes."`
+	Shutdown time.Duration `yaml:"shutdown" default:"30s" min:"1s" doc:"How long requests under way may go on after that."`
 }
 
 // Identity says where users come from.

@@ -30,7 +30,7 @@ func BenchmarkSync(b *testing.B) {
 	routes := manyRoutes(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		p, err := web.New(closed(), &https)
+		p, err := open(&https)
 		require.NoError(b, err)
 		require.NoError(b, p.Apply(b.Context(), provider.Changes{Put: routes}))
 		b.ReportMetric(float64(ask(p, nil).Body.Len()), "bytes")
@@ -40,7 +40,7 @@ func BenchmarkSync(b *testing.B) {
 // BenchmarkResync compares many routes with those that stand and answers again; the answer is not made anew.
 func BenchmarkResync(b *testing.B) {
 	routes := manyRoutes(b)
-	p, err := web.New(closed(), &https)
+	p, err := open(&https)
 	require.NoError(b, err)
 	require.NoError(b, p.Apply(b.Context(), provider.Changes{Put: routes}))
 	etag := ask(p, nil).Header().Get("Etag")
@@ -58,7 +58,7 @@ func BenchmarkTraefik(b *testing.B) {
 	traefiktest.Benchmark(b, func(b *testing.B, _ testbed.TraefikVersion) traefiktest.Store {
 		opts := https
 		opts.CertResolver = ""
-		p, err := web.New(closed(), &opts)
+		p, err := open(&opts)
 		require.NoError(b, err)
 		server := httptest.NewServer(p)
 		b.Cleanup(server.Close)

@@ -1,8 +1,7 @@
 // Package http is a route provider for Traefik's HTTP provider: an http.Handler that Traefik asks for all routes, again and
 // again.
 //
-//	complete := make(chan struct{}) // closed once all webspaces have been synchronised
-//	p, err := http.New(complete, &http.Options{HTTPEntryPoint: "web"})
+//	p, err := http.New(&http.Options{HTTPEntryPoint: "web"})
 //	...
 //	server := &http.Server{Addr: "127.0.0.1:8082", Handler: p}
 //
@@ -57,12 +56,12 @@ type Options struct {
 // Provider keeps routes in memory and serves them to Traefik. It implements [provider.Provider] and [http.Handler]. A new
 // one has no routes: they are written to it again after a restart, and Traefik keeps those that it has until then.
 type Provider struct {
-	mapping  traefik.Mapping
-	complete <-chan struct{}
+	mapping traefik.Mapping
 
-	mu      sync.Mutex
-	routes  map[string]provider.Route
-	current *document // of routes; nil when they have changed
+	mu       sync.Mutex
+	complete bool // the first changes have come, which have all routes in them
+	routes   map[string]provider.Route
+	current  *document // of routes; nil when they have changed
 }
 
 var (
@@ -76,16 +75,14 @@ type document struct {
 	etag string
 }
 
-// New returns a Provider without routes. complete is closed when all routes have been applied for the first time: before
-// that, requests are answered with 503 (Service Unavailable), since Traefik would drop what is missing. Errors are
-// InvalidArgument.
-func New(complete <-chan struct{}, opts *Options) (*Provider, error) {
+// New returns a Provider without routes. Until the first [Provider.Apply], which puts all of them, requests are answered with
+// 503 (Service Unavailable), since Traefik would drop what is missing. Errors are InvalidArgument.
+func New(opts *Options) (*Provider, error) {
 	if opts == nil {
 		opts = &Options{}
 	}
 	p := &Provider{
-		complete: complete,
-		routes:   make(map[string]provider.Route),
+		routes: make(map[string]provider.Route),
 		mapping: traefik.Mapping{
 			Deployment:      opts.Deployment,
 			HTTPEntryPoint:  opts.HTTPEntryPoint,
@@ -97,9 +94,6 @@ func New(complete <-chan struct{}, opts *Options) (*Provider, error) {
 	}
 	if opts.Deployment == "" {
 		p.mapping.Deployment = "webspaced"
-	}
-	if complete == nil {
-		return nil, fmt.Errorf("nothing would say when the routes are complete: %w", errdefs.ErrInvalidArgument)
 	}
 	if err := p.mapping.Validate(); err != nil {
 		return nil, err
@@ -150,6 +144,7 @@ func (p *Provider) Apply(ctx context.Context, changes provider.Changes) error {
 			p.current = nil
 		}
 	}
+	p.complete = true
 	return errors.Join(errs...)
 }
 
@@ -166,15 +161,12 @@ func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "only GET and HEAD are served here", http.StatusMethodNotAllowed)
 		return
 	}
-	select {
-	case <-p.complete:
-	default:
-		w.Header().Set("Retry-After", "1")
-		http.Error(w, "the routes are not complete yet", http.StatusServiceUnavailable)
-		return
-	}
 	d, err := p.document()
-	if err != nil {
+	if errdefs.IsUnavailable(err) {
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	} else if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
@@ -196,6 +188,9 @@ func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (p *Provider) document() (*document, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if !p.complete {
+		return nil, fmt.Errorf("the routes are not complete yet: %w", errdefs.ErrUnavailable)
+	}
 	if p.current == nil {
 		body, err := json.Marshal(p.configuration())
 		if err != nil {

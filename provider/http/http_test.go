@@ -26,11 +26,13 @@ import (
 
 func TestMain(m *testing.M) { testbed.Main(m) }
 
-// closed says that routes are complete from the beginning.
-func closed() chan struct{} {
-	c := make(chan struct{})
-	close(c)
-	return c
+// open returns a provider that has been told that there are no routes yet.
+func open(opts *web.Options) (*web.Provider, error) {
+	p, err := web.New(opts)
+	if err == nil {
+		err = p.Apply(context.Background(), provider.Changes{})
+	}
+	return p, err
 }
 
 func TestProvider(t *testing.T) {
@@ -51,27 +53,27 @@ func TestProvider(t *testing.T) {
 // harness has one provider for each deployment: what it holds is its own, so that opening it again is the same one.
 func harness(opts web.Options, certificates ...providertest.CertificateKind) providertest.Harness {
 	var mu sync.Mutex
-	open := map[string]*web.Provider{}
+	opened := map[string]*web.Provider{}
 	get := func(deployment string) (*web.Provider, error) {
 		mu.Lock()
 		defer mu.Unlock()
-		if open[deployment] == nil {
+		if opened[deployment] == nil {
 			opts := opts
 			opts.Deployment = deployment
-			p, err := web.New(closed(), &opts)
+			p, err := open(&opts)
 			if err != nil {
 				return nil, err
 			}
-			open[deployment] = p
+			opened[deployment] = p
 		}
-		return open[deployment], nil
+		return opened[deployment], nil
 	}
 	return providertest.Harness{
 		Open: func(deployment string) (provider.Provider, error) { return get(deployment) },
 		Lookup: func(host provider.Host) (string, error) {
 			mu.Lock()
 			var all []*web.Provider
-			for _, p := range open {
+			for _, p := range opened {
 				all = append(all, p)
 			}
 			mu.Unlock()
@@ -131,21 +133,17 @@ func TestOptions(t *testing.T) {
 		"space in entrypoint": {HTTPEntryPoint: "we b"},
 		"resolver alone":      {CertResolver: "le"},
 	} {
-		_, err := web.New(closed(), &opts)
+		_, err := open(&opts)
 		require.Truef(t, errdefs.IsInvalidArgument(err), "%s: %v", name, err)
 	}
-	_, err := web.New(nil, nil)
-	require.True(t, errdefs.IsInvalidArgument(err), "%v", err)
 }
 
 func TestIncomplete(t *testing.T) {
-	complete := make(chan struct{})
-	p, err := web.New(complete, nil)
+	p, err := web.New(nil)
 	require.NoError(t, err)
-	require.NoError(t, p.Apply(t.Context(), provider.Changes{Put: []provider.Route{route(t, "ws-u1", "http://198.18.0.1:80", "a.example.org")}}))
 	require.Equal(t, http.StatusServiceUnavailable, ask(p, nil).Code)
 	require.Equal(t, http.StatusServiceUnavailable, ask(p, http.Header{"If-None-Match": {"*"}}).Code)
-	close(complete)
+	require.NoError(t, p.Apply(t.Context(), provider.Changes{Put: []provider.Route{route(t, "ws-u1", "http://198.18.0.1:80", "a.example.org")}}))
 	c, err := decode(ask(p, nil))
 	require.NoError(t, err)
 	require.Equal(t, "http://198.18.0.1:80", traefiktest.Backend(c, "a.example.org"))
@@ -153,7 +151,7 @@ func TestIncomplete(t *testing.T) {
 
 // TestEmpty: no routes are something that Traefik does not take for nothing.
 func TestEmpty(t *testing.T) {
-	p, err := web.New(closed(), nil)
+	p, err := open(nil)
 	require.NoError(t, err)
 	const empty = `{"http":{"middlewares":{"webspaced":{"addPrefix":{"prefix":"/"}}}}}`
 	require.JSONEq(t, empty, ask(p, nil).Body.String())
@@ -165,7 +163,7 @@ func TestEmpty(t *testing.T) {
 }
 
 func TestETag(t *testing.T) {
-	p, err := web.New(closed(), nil)
+	p, err := open(nil)
 	require.NoError(t, err)
 	put := func(routes ...provider.Route) {
 		require.NoError(t, p.Apply(t.Context(), provider.Changes{Put: routes}))
@@ -193,7 +191,7 @@ func TestETag(t *testing.T) {
 }
 
 func TestMethods(t *testing.T) {
-	p, err := web.New(closed(), nil)
+	p, err := open(nil)
 	require.NoError(t, err)
 	server := httptest.NewServer(p)
 	defer server.Close()
@@ -215,7 +213,7 @@ func TestMethods(t *testing.T) {
 
 // TestKept: the caller's slices are its own.
 func TestKept(t *testing.T) {
-	p, err := web.New(closed(), nil)
+	p, err := open(nil)
 	require.NoError(t, err)
 	a := route(t, "ws-u1", "http://198.18.0.1:80", "a.example.org")
 	require.NoError(t, p.Apply(t.Context(), provider.Changes{Put: []provider.Route{a}}))
@@ -256,7 +254,6 @@ type daemon struct {
 
 	mu       sync.Mutex
 	provider *web.Provider
-	applied  func()
 }
 
 // listen finds an address for all the daemon's lives.
@@ -266,8 +263,7 @@ func (d *daemon) listen() string {
 }
 
 func (d *daemon) start() error {
-	complete := make(chan struct{})
-	p, err := web.New(complete, &d.opts)
+	p, err := web.New(&d.opts)
 	if err != nil {
 		return err
 	}
@@ -277,7 +273,7 @@ func (d *daemon) start() error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.provider, d.applied = p, sync.OnceFunc(func() { close(complete) })
+	d.provider = p
 	server := &http.Server{Handler: p}
 	d.server = server
 	served := make(chan struct{})
@@ -311,6 +307,5 @@ func (d *daemon) Apply(ctx context.Context, changes provider.Changes) error {
 	if d.provider == nil {
 		return fmt.Errorf("the daemon is down: %w", errdefs.ErrUnavailable)
 	}
-	defer d.applied()
 	return d.provider.Apply(ctx, changes)
 }

@@ -88,6 +88,9 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := &suite{T: t, Harness: newHarness(t)}
+			if s.Private && (test.name == "Drift" || test.name == "Foreign") {
+				return // what they are about can not happen
+			}
 			test.run(s)
 		})
 	}
