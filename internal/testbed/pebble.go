@@ -162,13 +162,13 @@ func (a *Authority) Resolve(host string, there bool) {
 }
 
 func (a *Authority) serveDNS(t testing.TB) (address string, err error) {
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}
-	listener, err := net.Listen("tcp", conn.LocalAddr().String())
+	conn, err := net.ListenPacket("udp", listener.Addr().String())
 	if err != nil {
-		return "", errors.Join(err, conn.Close())
+		return "", errors.Join(err, listener.Close())
 	}
 	for _, server := range []*dns.Server{{PacketConn: conn, Handler: a}, {Listener: listener, Handler: a}} {
 		started := make(chan struct{})

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net/http"
 	"net/mail"
 	"net/url"
@@ -276,11 +277,37 @@ func (c *client) advice(ctx context.Context, leaf *x509.Certificate) (time.Time,
 	if err != nil || directory.RenewalInfo == "" {
 		return time.Time{}, err
 	}
-	info, err := c.acme.GetRenewalInfo(ctx, leaf)
+	id, err := acme.ARIUniqueIdentifier(leaf)
 	if err != nil {
 		return time.Time{}, err
 	}
-	return info.SelectedTime, nil
+	// acmez would do this, but takes windows of less than two seconds, which mean "now", for none.
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, directory.RenewalInfo+"/"+id, http.NoBody)
+	if err != nil {
+		return time.Time{}, err
+	}
+	response, err := c.acme.HTTPClient.Do(request)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return time.Time{}, fmt.Errorf("renewal information: %s", response.Status)
+	}
+	var info acme.RenewalInfo
+	if err := json.NewDecoder(response.Body).Decode(&info); err != nil {
+		return time.Time{}, fmt.Errorf("renewal information: %w", err)
+	}
+	return moment(info.SuggestedWindow.Start, info.SuggestedWindow.End), nil
+}
+
+// moment is a time between two, so that not all certificates of one day are renewed at once (RFC 9773 section 4.2); zero if
+// they are no window.
+func moment(begin, end time.Time) time.Time {
+	if begin.IsZero() || !begin.Before(end) {
+		return time.Time{}
+	}
+	return begin.Add(mathrand.N(end.Sub(begin)))
 }
 
 func encodeKey(key *ecdsa.PrivateKey) (string, error) {
