@@ -131,7 +131,8 @@ var (
 type host struct {
 	record
 	served *tls.Certificate // of the record, nil if it has none that is good
-	busy   bool             // an attempt is under way
+	busy   bool             // somebody looks after it
+	spends bool             // an attempt is about to be written down
 	held   string           // the budget that forbids the next attempt
 	asked  time.Time        // when the authority is asked next whether the certificate should be renewed early
 }
@@ -312,7 +313,8 @@ func (i *Issuer) update(name provider.Host, change func(*record)) error {
 	r.prune(time.Now())
 
 	var err error
-	if gone := r.Owner == "" && len(r.Attempts) == 0 && !r.good(time.Now()); gone {
+	gone := r.Owner == "" && len(r.Attempts) == 0 && !r.good(time.Now())
+	if gone {
 		err = i.store.remove(name)
 	} else {
 		err = i.store.save(r)
@@ -331,7 +333,7 @@ func (i *Issuer) update(name provider.Host, change func(*record)) error {
 	if r.Chain != before || h.served == nil {
 		h.served = r.pair()
 	}
-	if r.Owner == "" && len(r.Attempts) == 0 && h.served == nil && !h.busy {
+	if gone && !h.busy { // otherwise it is soon looked after once more
 		delete(i.hosts, name)
 	}
 	return nil

@@ -3,6 +3,9 @@ package acme
 import (
 	"context"
 	"crypto/x509"
+	"os"
+	"path/filepath"
+	"testing"
 	"time"
 
 	"github.com/netsoc/webspaced/provider"
@@ -57,4 +60,16 @@ func NewWith(dir string, o Options, a Authority) (*Issuer, error) {
 		return nil, err
 	}
 	return start(o, store, a, newAnswers())
+}
+
+// Files returns the files of hosts.
+func Files(t *testing.T, dir string) (names []string) {
+	entries, err := os.ReadDir(filepath.Join(dir, "hosts"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		names = append(names, entry.Name())
+	}
+	return names
 }

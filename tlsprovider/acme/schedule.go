@@ -115,6 +115,7 @@ func (i *Issuer) plan(now time.Time, free int) (due []provider.Host, next time.T
 				continue
 			}
 			budget.spend(h.Owner, now)
+			h.spends = true
 		}
 		h.busy = true
 		due = append(due, t.name)
@@ -126,7 +127,7 @@ func (i *Issuer) release(name provider.Host) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if h := i.hosts[name]; h != nil {
-		h.busy = false
+		h.busy, h.spends = false, false
 	}
 }
 
@@ -223,6 +224,11 @@ func (i *Issuer) obtain(r record, replaces *x509.Certificate) error {
 		i.postpone(r.host, err)
 		return err
 	}
+	i.mu.Lock()
+	if h := i.hosts[r.host]; h != nil {
+		h.spends = false
+	}
+	i.mu.Unlock()
 	hint := &retryHint{}
 	chain, key, ordered, err := i.authority.obtain(context.WithValue(ctx, hintKey{}, hint), r.host, r.Failures, replaces)
 	result := func(r *record) {
@@ -324,6 +330,9 @@ func (i *Issuer) budget(now time.Time) *budget {
 		for _, a := range h.Attempts {
 			b.owners[a.Owner] = append(b.owners[a.Owner], a.At)
 			b.account = append(b.account, a.At)
+		}
+		if h.spends {
+			b.spend(h.Owner, now)
 		}
 	}
 	for owner := range b.owners {

@@ -11,6 +11,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -55,7 +56,9 @@ const year = 365 * 24 * time.Hour
 var quick = &static.Options{Poll: 5 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)}
 
 func TestConformance(t *testing.T) {
-	all := pair(t, year, "*.example.org", "*.example.net")
+	label := strings.Repeat("a", 63)
+	long := "*." + label + "." + label + "."
+	all := pair(t, year, "*.example.org", "*.example.net", long+strings.Repeat("b", 61), long+strings.Repeat("b", 60))
 	issuertest.Run(t, func(*testing.T) issuertest.Harness {
 		return issuertest.Harness{
 			Open:    func(string) (tlsprovider.Issuer, error) { return static.New([]static.Pair{all}, quick) },
