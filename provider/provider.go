@@ -147,7 +147,17 @@ type Provider interface {
 	// neither. Each change is tried whether or not others fail; failures are joined errors of type [*RouteError],
 	// among them AlreadyExists when something that is not this deployment's is in the place of a put. When nothing
 	// at all can be done (the store is away), one plain error says so. When ctx ends half-way, what is done stays done.
+	//
+	// The daemon's first Apply puts all routes that do not stand yet, even if there are none.
 	Apply(ctx context.Context, changes Changes) error
+}
+
+// Watcher is a [Provider] that notices what others do to its routes.
+type Watcher interface {
+	// Watch calls changed when something that the provider has written has been changed or removed by somebody else, until
+	// ctx ends, which is its only way to return unless what it watches breaks. It may call it needlessly, and says nothing
+	// of what happens while nobody watches. changed does not block.
+	Watch(ctx context.Context, changed func()) error
 }
 
 // RouteError is the failure of one change.

@@ -57,7 +57,7 @@ func (c *connection) connect() (Endpoint, *net.TCPConn, error) {
 	if err := c.awaitLife(); err != nil {
 		return Endpoint{}, nil, err
 	}
-	release, err := f.opts.Holds.Acquire(c.target.Webspace, c.source)
+	release, err := f.opts.Holds.hold(f.activator, c.target.Webspace, c.source)
 	if err != nil {
 		return Endpoint{}, nil, err
 	}
@@ -88,7 +88,12 @@ func (c *connection) connect() (Endpoint, *net.TCPConn, error) {
 
 // dial connects to an endpoint. If that fails, the endpoint is given back.
 func (c *connection) dial(ctx context.Context, endpoint Endpoint) (*net.TCPConn, error) {
-	conn, err := c.forwarder.dialer.DialContext(ctx, "tcp", endpoint.Address.String())
+	var conn net.Conn
+	var err error
+	var dialling sync.WaitGroup
+	// Dialling makes a stack grow that the connection then has for as long as it lives.
+	dialling.Go(func() { conn, err = c.forwarder.dialer.DialContext(ctx, "tcp", endpoint.Address.String()) })
+	dialling.Wait()
 	if err != nil {
 		blame := (&dialError{err}).blame()
 		if ctx.Err() != nil {
@@ -162,14 +167,15 @@ func (c *connection) splice(target *net.TCPConn) {
 	idle.Reset(limit)
 	defer idle.Stop()
 	var back sync.WaitGroup
-	back.Go(func() { pass(c.client, target, &c.clientShut, &c.targetShut) })
-	pass(target, c.client, &c.targetShut, &c.clientShut)
+	f := c.forwarder
+	back.Go(func() { pass(c.client, target, &c.clientShut, &c.targetShut, &f.sent) })
+	pass(target, c.client, &c.targetShut, &c.clientShut, &f.received)
 	back.Wait()
 }
 
 // pass moves what comes from one side to the other, and how it ends: with an end or with a reset.
-func pass(to, from *net.TCPConn, toShut, fromShut *atomic.Bool) {
-	_, err := to.ReadFrom(from)
+func pass(to, from *net.TCPConn, toShut, fromShut *atomic.Bool, moved *atomic.Uint64) {
+	err := move(to, from, moved)
 	// Of the two who use a connection that is reset, the kernel tells only one; to the other it looks like an end. So it
 	// is asked. When both sides have ended properly, it is closed as well, and the order of the two questions matters.
 	if isClosed(from) && (err != nil || !fromShut.Load()) {

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -22,10 +24,16 @@ type ForwarderOptions struct {
 	Holds *Holds
 	// HoldTimeout is the longest time that a connection waits for its target: 50 seconds.
 	HoldTimeout time.Duration
-	// Limits bound all connections, held or not: 1024 to one webspace, 64 from one source, and [MaxConns] in total.
+	// Limits bound all connections, held or not: 1024 to one webspace, 64 from one source, and [MaxConns] in total. Their
+	// wakes mean nothing; those of Holds count.
 	Limits HoldLimits
 	// IdleTimeout ends a connection on which nothing has come from either side for that long: 1 hour. It takes Linux.
 	IdleTimeout time.Duration
+	// Shared has the ports opened as [Listen] does, so that a successor can take them over: see [Forwarder.Yield].
+	Shared bool
+	// Replaces has ports opened that another process of this user shares, which is the one to take over from. Without it
+	// they count as taken: it may be somebody else's daemon.
+	Replaces bool
 	// Logger gets a debug record for each connection that failed, and a warning where the cause is neither the client
 	// nor the target. Default: nothing is logged.
 	Logger *slog.Logger
@@ -48,6 +56,8 @@ type Forwarder struct {
 	cancel      context.CancelCauseFunc
 	running     sync.WaitGroup // ports and connections
 
+	received, sent atomic.Uint64 // bytes, see ForwarderStats
+
 	mu     sync.Mutex
 	closed bool
 	ports  map[int]*forward
@@ -61,6 +71,10 @@ type ForwarderStats struct {
 	DialErrors   uint64 // tries to connect to an endpoint that failed; the connection was then held, or went on being held
 	ClientsGone  uint64 // clients that left before they were connected; scans of ports, for example
 	Failures     uint64 // connections whose target could not be reached in time
+
+	// Bytes from clients to targets and from targets to clients. Of a connection that is open the last few megabytes are
+	// not among them.
+	Received, Sent uint64
 
 	// How many were refused, by the limit that they hit.
 	RefusedWebspace, RefusedSource, RefusedTotal uint64
@@ -92,6 +106,7 @@ func NewForwarder(activator Activator, opts *ForwarderOptions) *Forwarder {
 	if f.opts.Limits.Total <= 0 {
 		f.opts.Limits.Total = MaxConns()
 	}
+	f.opts.Limits.Wakes = -1
 	f.connections = NewHolds(&f.opts.Limits)
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	return f
@@ -151,6 +166,7 @@ func (f *Forwarder) Stats() ForwarderStats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	stats := f.stats
+	stats.Received, stats.Sent = f.received.Load(), f.sent.Load()
 	stats.Forwards = len(f.ports)
 	for _, w := range f.ports {
 		if w.err != nil {
@@ -192,17 +208,39 @@ func (f *Forwarder) Shutdown(ctx context.Context) error {
 }
 
 func (f *Forwarder) listen(w *forward) (net.Listener, error) {
-	config := net.ListenConfig{
-		// What is accepted has the options of the listener.
-		Control:         abandonUnacknowledged,
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 3},
-	}
-	config.SetMultipathTCP(false) // the kernel does not splice it
 	host := ""
 	if f.opts.ListenAddress.IsValid() {
 		host = f.opts.ListenAddress.String()
 	}
-	return config.Listen(w.ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(w.port)))
+	address := net.JoinHostPort(host, strconv.Itoa(w.port))
+	// What is accepted has the options of the listener.
+	if f.opts.Shared {
+		if shared, err := CheckListen(w.ctx, address); err != nil {
+			return nil, err
+		} else if shared && !f.opts.Replaces {
+			return nil, fmt.Errorf("listen %s: another process of this user has it: %w", address, syscall.EADDRINUSE)
+		}
+		return listenShared(w.ctx, address, abandonUnacknowledged)
+	}
+	config := net.ListenConfig{Control: abandonUnacknowledged, KeepAliveConfig: keepAlive}
+	config.SetMultipathTCP(false) // the kernel does not splice it
+	return config.Listen(w.ctx, "tcp", address)
+}
+
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 3}
+
+// Yield leaves what connects to the ports from now on to a successor that has opened them, as the function of that name
+// does; they stay open until Shutdown.
+func (f *Forwarder) Yield() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var errs []error
+	for _, w := range f.ports {
+		if w.listener != nil {
+			errs = append(errs, Yield(w.listener))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (f *Forwarder) count(change func(*ForwarderStats)) {

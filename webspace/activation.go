@@ -16,7 +16,9 @@ import (
 
 var (
 	_ proxy.Router    = (*Manager)(nil)
+	_ proxy.TLSRouter = (*Manager)(nil)
 	_ proxy.Activator = (*Manager)(nil)
+	_ proxy.Runner    = (*Manager)(nil)
 )
 
 // activation is the part of a webspace's entry that the data path works on.
@@ -34,8 +36,12 @@ type activation struct {
 	draining bool          // no endpoint is handed out: the instance is about to stop
 	idle     chan struct{} // closed when draining and without leases
 
-	halts    int // how often we stopped it ourselves
-	failures int // boots that failed in a row
+	bootedAt time.Time // when the last boot was over, until somebody is served by it; kept for the Observer alone
+
+	halts    int       // how often we stopped it ourselves
+	born     time.Time // when it came up at endpoint
+	ready    bool      // something has answered there
+	failures int       // boots in a row that failed, or whose instance soon stopped by itself
 	retryAt  time.Time
 	lastErr  error
 }
@@ -68,7 +74,14 @@ func (a *activation) observe(status Status, address netip.Addr) {
 	if a.endpoint == address {
 		return
 	}
-	a.endpoint, a.since = address, time.Now()
+	now := time.Now()
+	if a.ready && !address.IsValid() {
+		a.endLife(now)
+	}
+	if !a.endpoint.IsValid() {
+		a.born = now
+	}
+	a.endpoint, a.since, a.ready = address, now, false
 	clear(a.ports)
 	a.wake()
 }
@@ -92,33 +105,54 @@ func (a *activation) setReadiness(at netip.AddrPort, r readiness) (changed bool)
 	}
 	a.ports[port] = r
 	if r == accepting {
-		a.failures, a.retryAt, a.lastErr = 0, time.Time{}, nil
+		// What it has failed at before is forgotten only when it has lived for a while.
+		a.ready, a.retryAt, a.lastErr = true, time.Time{}, nil
 	}
 	return true
 }
 
 // Route implements [proxy.Router].
 func (m *Manager) Route(host string) (proxy.Target, error) {
-	if len(host) > 254 {
+	target, passthrough, err := m.route(host)
+	if err == nil && passthrough {
 		return proxy.Target{}, errNobody
+	}
+	return target, err
+}
+
+// RouteTLS implements [proxy.TLSRouter].
+func (m *Manager) RouteTLS(serverName string) (proxy.Target, error) {
+	target, passthrough, err := m.route(serverName)
+	if err == nil && !passthrough {
+		return proxy.Target{}, errTerminated
+	}
+	return target, err
+}
+
+// route returns what serves a host name, and whether that takes TLS itself.
+func (m *Manager) route(host string) (target proxy.Target, passthrough bool, err error) {
+	if len(host) > 254 {
+		return proxy.Target{}, false, errNobody
 	}
 	e := m.index.ownerOf(asciiLower(strings.TrimSuffix(host, ".")))
 	if e == nil {
 		if !m.isSynced() {
-			return proxy.Target{}, errUnread
+			return proxy.Target{}, false, errUnread
 		}
-		return proxy.Target{}, errNobody
+		return proxy.Target{}, false, errNobody
 	}
 	v := m.index.look(e)
-	if !v.routable() || v.record.Config.SNIPassthrough {
-		return proxy.Target{}, errNobody
+	if !v.routable() {
+		return proxy.Target{}, false, errNobody
 	}
-	return proxy.Target{Webspace: e.name, Port: v.record.Config.HTTPPort}, nil
+	config := v.record.Config
+	return proxy.Target{Webspace: e.name, Port: config.HTTPPort}, config.SNIPassthrough, nil
 }
 
 var (
-	errNobody = fmt.Errorf("no webspace has this host name: %w", errdefs.ErrNotFound)
-	errUnread = &proxy.Failure{
+	errNobody     = fmt.Errorf("no webspace has this host name: %w", errdefs.ErrNotFound)
+	errTerminated = fmt.Errorf("this webspace does not take TLS itself: %w", errdefs.ErrFailedPrecondition)
+	errUnread     = &proxy.Failure{
 		Reason: "The server has just started.", RetryAfter: time.Second,
 		Err: fmt.Errorf("the webspaces have not been read yet: %w", errdefs.ErrUnavailable),
 	}
@@ -139,7 +173,7 @@ func (m *Manager) Ready(t proxy.Target) (proxy.Endpoint, bool) {
 	a.leases++
 	at := netip.AddrPortFrom(a.endpoint, uint16(t.Port))
 	var once sync.Once
-	return proxy.Endpoint{Address: at, Release: func(err error) {
+	return proxy.Endpoint{Address: at, FirstByte: m.firstByte(a), Release: func(err error) {
 		once.Do(func() { m.release(e, at, err) })
 	}}, true
 }
@@ -161,6 +195,12 @@ func (m *Manager) release(e *entry, at netip.AddrPort, err error) {
 	if a.leases == 0 && a.draining {
 		close(a.idle)
 	}
+}
+
+// Runs implements [proxy.Runner].
+func (m *Manager) Runs(webspace string) bool {
+	e := m.index.find(webspace)
+	return e != nil && m.index.look(e).runs()
 }
 
 // Activate implements [proxy.Activator]: it boots the webspace if need be and waits until the port takes connections.

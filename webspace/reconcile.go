@@ -32,10 +32,17 @@ func (m *Manager) Run(ctx context.Context) error {
 	defer wg.Wait()
 	defer cancel() // also when a backend panics: that must end the program, not leave it waiting here
 	wg.Go(func() { m.watch(ctx) })
+	wg.Go(func() { m.watchRoutes(ctx) })
+	wg.Go(func() { m.watchCertificates(ctx) })
+	wg.Go(func() { m.recheckDomains(ctx) })
 	for range workers {
 		wg.Go(func() {
-			m.queue.work(ctx, func(name string) bool {
+			m.queue.work(ctx, func(name string, waited time.Duration) bool {
+				began := time.Now()
 				err := m.reconcile(ctx, name)
+				if observe := m.opts.Observer.Reconciled; observe != nil {
+					observe(waited, time.Since(began), err)
+				}
 				if err != nil && ctx.Err() == nil {
 					m.log.Warn("reconciliation failed", "webspace", name, "error", err)
 				}
@@ -45,7 +52,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 	for range probers {
 		wg.Go(func() {
-			m.probes.work(ctx, func(name string) bool {
+			m.probes.work(ctx, func(name string, _ time.Duration) bool {
 				m.probe(ctx, name)
 				return true
 			})
@@ -90,23 +97,37 @@ func (m *Manager) watch(ctx context.Context) {
 	if !ok {
 		return
 	}
-	const longest = 30 * time.Second
-	for wait := time.Second; ; wait = min(2*wait, longest) {
-		opened := time.Now()
-		err := watcher.Watch(ctx, func(event Event) {
+	m.keepWatching(ctx, "lost the runtime's events", func() error {
+		return watcher.Watch(ctx, func(event Event) {
 			if event.Instance == "" {
 				m.requestResync()
 			} else if _, ok := instanceUser(m.opts.Prefix, event.Instance); ok {
 				m.dirty(event.Instance)
 			}
 		})
+	})
+}
+
+// watchRoutes has routes repaired soon after somebody else has changed them.
+func (m *Manager) watchRoutes(ctx context.Context) {
+	if watcher, ok := m.opts.Provider.(provider.Watcher); ok {
+		m.keepWatching(ctx, "lost the route provider's events", func() error { return watcher.Watch(ctx, m.requestResync) })
+	}
+}
+
+// keepWatching calls watch, which returns when a stream of events is lost, again and again until ctx ends.
+func (m *Manager) keepWatching(ctx context.Context, lost string, watch func() error) {
+	const longest = 30 * time.Second
+	for wait := time.Second; ; wait = min(2*wait, longest) {
+		opened := time.Now()
+		err := watch()
 		if ctx.Err() != nil {
 			return
 		}
 		if time.Since(opened) > longest {
 			wait = time.Second
 		}
-		m.log.Warn("lost the runtime's events", "error", err, "retry_in", wait)
+		m.log.Warn(lost, "error", err, "retry_in", wait)
 		if sleep(ctx, wait) != nil {
 			return
 		}
@@ -124,7 +145,11 @@ func (m *Manager) requestResync() {
 func (m *Manager) resyncLoop(ctx context.Context) {
 	var guard removalGuards
 	for failures := 0; ; {
+		began := time.Now()
 		next, err := m.sync(ctx, &guard)
+		if observe := m.opts.Observer.Synced; observe != nil {
+			observe(time.Since(began), err)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -208,14 +233,16 @@ func (m *Manager) sync(ctx context.Context, guard *removalGuards) (next time.Dur
 		close(m.synced)
 		m.log.Info("read all webspaces", "webspaces", len(listed), "took", time.Since(started).Round(time.Millisecond))
 	}
+	uncertified, orders := m.syncCertificates(ctx, &guard.orders)
+	m.reroute(uncertified...)
 	if unread != nil {
-		return 0, fmt.Errorf("read routes: %w", unread)
+		return 0, errors.Join(fmt.Errorf("read routes: %w", unread), orders)
 	}
 
 	desired := make([]provider.Route, 0, len(listed))
 	for name := range listed {
 		current, _ := m.routes.get(name)
-		if route, ok := m.desired(name, current.Backend); ok {
+		if route, ok := m.desired(name, current); ok {
 			desired = append(desired, route)
 		}
 		if _, _, ok := m.unprobed(name); ok {
@@ -230,6 +257,23 @@ func (m *Manager) sync(ctx context.Context, guard *removalGuards) (next time.Dur
 	}
 	if m.opts.Provider != nil {
 		changes := provider.Plan(desired, m.routes.all())
+		switch {
+		case guard.told:
+		case len(listed) == 0 && !guard.empty:
+			// An engine that comes up may say for a moment that there is nothing, which a store that starts empty would
+			// take for all there is.
+			guard.empty, next = true, time.Second
+			m.routes.complete()
+		default:
+			all := changes.Put
+			if m.routes.known() {
+				all = nil // the queue is at work on them already
+			}
+			if err := m.putAll(ctx, all); err != nil {
+				return 0, err
+			}
+			guard.told = true
+		}
 		for _, route := range changes.Put {
 			changed[route.Name] = true
 		}
@@ -244,7 +288,7 @@ func (m *Manager) sync(ctx context.Context, guard *removalGuards) (next time.Dur
 	}
 	m.dirty(slices.Collect(maps.Keys(gone))...)
 	m.reroute(slices.Collect(maps.Keys(changed))...)
-	return next, nil
+	return next, orders
 }
 
 // recheck is when to look again after a look that is not to be trusted.
@@ -270,7 +314,11 @@ func (m *Manager) nameless(instances []Instance, labels map[identity.UserID]user
 }
 
 // removalGuards are those against an odd listing of instances and against an odd directory.
-type removalGuards struct{ routes, users removalGuard }
+type removalGuards struct {
+	routes, users, orders removalGuard
+	empty                 bool // the first read has found nothing at all
+	told                  bool // the provider has been told all routes
+}
 
 // removalGuard holds back the removal of most routes at once until a second read says the same: an engine that comes up,
 // or an identity provider that has lost its users, may say for a moment that there is nothing.
@@ -294,7 +342,13 @@ func (m *Manager) reconcile(ctx context.Context, name string) error {
 		}
 	}
 	m.updatePorts(name)
-	if err := m.updateRoute(ctx, name); err != nil {
+	err := m.updateRoute(ctx, name)
+	// After the route: that people get in counts for more than with which certificate.
+	certified, orders := m.updateCertificates(ctx, name)
+	if certified && err == nil {
+		err = m.updateRoute(ctx, name)
+	}
+	if err := errors.Join(err, orders); err != nil {
 		return err
 	}
 	if _, _, ok := m.unprobed(name); ok {
