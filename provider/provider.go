@@ -150,6 +150,14 @@ type Provider interface {
 	Apply(ctx context.Context, changes Changes) error
 }
 
+// Watcher is a [Provider] that notices what others do to its routes.
+type Watcher interface {
+	// Watch calls changed when something that the provider has written has been changed or removed by somebody else, until
+	// ctx ends, which is its only way to return unless what it watches breaks. It may call it needlessly, and says nothing
+	// of what happens while nobody watches. changed does not block.
+	Watch(ctx context.Context, changed func()) error
+}
+
 // RouteError is the failure of one change.
 type RouteError struct {
 	Route string // name of the route

@@ -16,6 +16,7 @@ import (
 
 var (
 	_ proxy.Router    = (*Manager)(nil)
+	_ proxy.TLSRouter = (*Manager)(nil)
 	_ proxy.Activator = (*Manager)(nil)
 )
 
@@ -99,26 +100,46 @@ func (a *activation) setReadiness(at netip.AddrPort, r readiness) (changed bool)
 
 // Route implements [proxy.Router].
 func (m *Manager) Route(host string) (proxy.Target, error) {
-	if len(host) > 254 {
+	target, passthrough, err := m.route(host)
+	if err == nil && passthrough {
 		return proxy.Target{}, errNobody
+	}
+	return target, err
+}
+
+// RouteTLS implements [proxy.TLSRouter].
+func (m *Manager) RouteTLS(serverName string) (proxy.Target, error) {
+	target, passthrough, err := m.route(serverName)
+	if err == nil && !passthrough {
+		return proxy.Target{}, errTerminated
+	}
+	return target, err
+}
+
+// route returns what serves a host name, and whether that takes TLS itself.
+func (m *Manager) route(host string) (target proxy.Target, passthrough bool, err error) {
+	if len(host) > 254 {
+		return proxy.Target{}, false, errNobody
 	}
 	e := m.index.ownerOf(asciiLower(strings.TrimSuffix(host, ".")))
 	if e == nil {
 		if !m.isSynced() {
-			return proxy.Target{}, errUnread
+			return proxy.Target{}, false, errUnread
 		}
-		return proxy.Target{}, errNobody
+		return proxy.Target{}, false, errNobody
 	}
 	v := m.index.look(e)
-	if !v.routable() || v.record.Config.SNIPassthrough {
-		return proxy.Target{}, errNobody
+	if !v.routable() {
+		return proxy.Target{}, false, errNobody
 	}
-	return proxy.Target{Webspace: e.name, Port: v.record.Config.HTTPPort}, nil
+	config := v.record.Config
+	return proxy.Target{Webspace: e.name, Port: config.HTTPPort}, config.SNIPassthrough, nil
 }
 
 var (
-	errNobody = fmt.Errorf("no webspace has this host name: %w", errdefs.ErrNotFound)
-	errUnread = &proxy.Failure{
+	errNobody     = fmt.Errorf("no webspace has this host name: %w", errdefs.ErrNotFound)
+	errTerminated = fmt.Errorf("this webspace does not take TLS itself: %w", errdefs.ErrFailedPrecondition)
+	errUnread     = &proxy.Failure{
 		Reason: "The server has just started.", RetryAfter: time.Second,
 		Err: fmt.Errorf("the webspaces have not been read yet: %w", errdefs.ErrUnavailable),
 	}

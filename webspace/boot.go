@@ -113,7 +113,7 @@ func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int) (at net
 	for {
 		var unlock func()
 		if m.index.look(e).runs() {
-			unlock, err = m.lifecycle.lock(ctx, e.name)
+			unlock, err = m.lifecycle.Lock(ctx, e.name)
 		} else {
 			slot, unlock, err = m.lockWithSlot(ctx, e.name, func() (func(), error) { return m.awaitSlot(ctx, e) })
 		}
@@ -138,13 +138,13 @@ func (m *Manager) lockWithSlot(ctx context.Context, name string, slot func() (fu
 			return nil, nil, err
 		}
 		soon, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-		unlock, err = m.lifecycle.lock(soon, name)
+		unlock, err = m.lifecycle.Lock(soon, name)
 		cancel()
 		if err == nil {
 			return release, unlock, nil
 		}
 		release()
-		if unlock, err = m.lifecycle.lock(ctx, name); err != nil {
+		if unlock, err = m.lifecycle.Lock(ctx, name); err != nil {
 			return nil, nil, err
 		}
 		unlock()

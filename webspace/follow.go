@@ -132,11 +132,11 @@ func (m *Manager) tell(name string, kind NoticeKind, message string) {
 	m.index.followers.publish(name, newNotice(kind, message))
 }
 
-func routeMessage(route provider.Route, gateway string) string {
+func (m *Manager) routeMessage(route provider.Route) string {
 	switch route.Backend {
 	case "":
 		return "It has no route any more."
-	case gateway:
+	case m.opts.Gateway, m.opts.TLSGateway:
 		return "Requests for it go to the gateway."
 	}
 	return "Requests for it go straight to its instance."

@@ -41,7 +41,7 @@ func (m *Manager) Create(ctx context.Context, user identity.User, req CreateRequ
 		return Webspace{}, err
 	}
 	name := instanceName(m.opts.Prefix, user.ID)
-	unlock, err := m.lifecycle.lock(ctx, name)
+	unlock, err := m.lifecycle.Lock(ctx, name)
 	if err != nil {
 		return Webspace{}, err
 	}
@@ -162,7 +162,7 @@ func (m *Manager) Delete(ctx context.Context, id identity.UserID) error {
 		return err
 	}
 	name := instanceName(m.opts.Prefix, id)
-	unlock, err := m.lifecycle.lock(ctx, name)
+	unlock, err := m.lifecycle.Lock(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -261,7 +261,7 @@ func (m *Manager) halt(ctx context.Context, id identity.UserID, halt func(contex
 			return err
 		}
 	}
-	unlock, err := m.lifecycle.lock(ctx, name)
+	unlock, err := m.lifecycle.Lock(ctx, name)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/netsoc/webspaced/identity"
 	"github.com/netsoc/webspaced/proxy"
+	"github.com/netsoc/webspaced/webspace/internal/keylock"
 )
 
 // Manager holds the use cases of webspaces. All methods are safe for concurrent use.
@@ -25,20 +26,21 @@ type Manager struct {
 	log       *slog.Logger
 
 	index       *index
-	specs       locks[string] // one writer of a record at a time
-	lifecycle   locks[string] // one start, stop or deletion at a time
-	reads       locks[string] // one refresh at a time, so that two do not find each other's reading stale for ever
+	specs       keylock.Locks[string] // one writer of a record at a time
+	lifecycle   keylock.Locks[string] // one start, stop or deletion at a time
+	reads       keylock.Locks[string] // one refresh at a time, so that two do not find each other's reading stale for ever
 	activations *flights[proxy.Target, struct{}]
 	boots       chan struct{} // one value for each boot under way
 	setups      chan struct{} // one value for each creation that is at work in its instance
 
-	queue     *queue // to be reconciled
-	probes    *queue // to be probed, because nobody knows whether they are ready
-	routes    routes
-	forwarder PortForwarder // nil: there is none
-	forwards  forwards
-	resync    chan struct{}
-	synced    chan struct{} // closed after the first full read
+	queue        *queue // to be reconciled
+	probes       *queue // to be probed, because nobody knows whether they are ready
+	routes       routes
+	certificates certificates
+	forwarder    PortForwarder // nil: there is none
+	forwards     forwards
+	resync       chan struct{}
+	synced       chan struct{} // closed after the first full read
 }
 
 // NewManager returns a Manager of the webspaces in a runtime. directory knows their users; domain is the platform's own:

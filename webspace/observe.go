@@ -115,7 +115,7 @@ func (m *Manager) observe(instance Instance, user identity.UserID, label userLab
 		if label.failed != nil {
 			next.problems = append(next.problems, label.failed.Error())
 		}
-		if r.Config.SNIPassthrough {
+		if r.Config.SNIPassthrough && m.opts.TLSGateway == "" {
 			next.problems = append(next.problems, "sniPassthrough: this server does not pass TLS through")
 		}
 		*v = next
@@ -168,7 +168,7 @@ func (m *Manager) refresh(ctx context.Context, name string) (view, error) {
 	if !ok {
 		return view{}, errNobody
 	}
-	unlock, err := m.reads.lock(ctx, name)
+	unlock, err := m.reads.Lock(ctx, name)
 	if err != nil {
 		return view{}, err
 	}

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/netsoc/webspaced/identity"
 	"github.com/netsoc/webspaced/provider"
 	"github.com/netsoc/webspaced/proxy"
+	"github.com/netsoc/webspaced/tlsprovider"
 )
 
 // Mode says where the routes of running webspaces point.
@@ -37,6 +39,9 @@ type Options struct {
 	Mode Mode
 	// Gateway is the URL at which the reverse proxy reaches the gateway. Required with a Provider.
 	Gateway string
+	// TLSGateway is where the reverse proxy reaches the gateway for TLS that it passes through: "tcp://HOST:PORT". Without
+	// a Provider, what else says that there is a gateway for TLS. Empty: no webspace can take TLS itself.
+	TLSGateway string
 	// Settle is how long a reverse proxy may take to follow a changed route [3 s; negative: none].
 	Settle time.Duration
 
@@ -68,9 +73,21 @@ type Options struct {
 	// VerifyDomain proves that a user controls a domain (in canonical form). Errors are InvalidArgument and tell the
 	// user what is missing. nil: there are no custom domains.
 	VerifyDomain func(ctx context.Context, user identity.UserID, domain string) error
+	// DomainRecheck is how often the proof of each custom domain is looked at again [24 h; negative: never]. A domain whose
+	// proof was missing three times, over DomainGrace, is not routed any more until it is there again.
+	DomainRecheck time.Duration
+	// DomainGrace [72 h].
+	DomainGrace time.Duration
 
-	// Resync is the interval between full reads of the runtime and the provider [5 min; 10 s with a runtime that can
-	// not be watched].
+	// Issuer obtains the certificates of custom domains, unless their webspace takes TLS itself. nil: they are served with
+	// what certificate the reverse proxy has for them.
+	Issuer tlsprovider.Issuer
+	// IssueDefault has the Issuer obtain those of the default domains, too.
+	IssueDefault bool
+
+	// Resync is the interval between full reads of the runtime and the provider [5 min; 1 min with a provider that is no
+	// [provider.Watcher], as that is how long what somebody else has done to a route stands; at most 10 s with a runtime
+	// that can not be watched].
 	Resync time.Duration
 	// Logger [slog.Default].
 	Logger *slog.Logger
@@ -100,6 +117,11 @@ func (o Options) withDefaults(watched bool) Options {
 	set(&o.Ports.Last, 65535)
 	set(&o.Ports.Max, 64)
 	set(&o.MaxDomains, 20)
+	set(&o.DomainRecheck, 24*time.Hour)
+	set(&o.DomainGrace, 72*time.Hour)
+	if _, ok := o.Provider.(provider.Watcher); o.Provider != nil && !ok {
+		set(&o.Resync, time.Minute)
+	}
 	set(&o.Resync, 5*time.Minute)
 	if !watched {
 		o.Resync = min(o.Resync, 10*time.Second)
@@ -130,16 +152,13 @@ func (o Options) validate() error {
 		return invalid("mode %q is neither direct nor inline", o.Mode)
 	case !validPort(o.Ports.First) || !validPort(o.Ports.Last) || o.Ports.First > o.Ports.Last || o.Ports.Max < 0:
 		return invalid("port range %d to %d", o.Ports.First, o.Ports.Last)
+	case o.TLSGateway != "" && (!strings.HasPrefix(o.TLSGateway, "tcp://") || provider.ValidateBackend(o.TLSGateway) != nil):
+		return invalid("option TLSGateway: %q is not tcp://HOST:PORT", o.TLSGateway)
 	case o.Boots < 0 || o.MaxDomains < 0 || o.Resync < 0:
 		return invalid("options Boots, MaxDomains and Resync can not be negative")
 	}
 	if o.Provider != nil {
-		host, err := provider.ParseHost("gateway.invalid")
-		if err != nil {
-			return err
-		}
-		route := provider.Route{Name: "gateway", Hosts: []provider.Host{host}, Backend: o.Gateway}
-		if err := route.Validate(); err != nil {
+		if err := provider.ValidateBackend(o.Gateway); err != nil {
 			return fmt.Errorf("option Gateway: %w", err)
 		}
 	}

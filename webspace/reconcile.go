@@ -32,6 +32,9 @@ func (m *Manager) Run(ctx context.Context) error {
 	defer wg.Wait()
 	defer cancel() // also when a backend panics: that must end the program, not leave it waiting here
 	wg.Go(func() { m.watch(ctx) })
+	wg.Go(func() { m.watchRoutes(ctx) })
+	wg.Go(func() { m.watchCertificates(ctx) })
+	wg.Go(func() { m.recheckDomains(ctx) })
 	for range workers {
 		wg.Go(func() {
 			m.queue.work(ctx, func(name string) bool {
@@ -90,23 +93,37 @@ func (m *Manager) watch(ctx context.Context) {
 	if !ok {
 		return
 	}
-	const longest = 30 * time.Second
-	for wait := time.Second; ; wait = min(2*wait, longest) {
-		opened := time.Now()
-		err := watcher.Watch(ctx, func(event Event) {
+	m.keepWatching(ctx, "lost the runtime's events", func() error {
+		return watcher.Watch(ctx, func(event Event) {
 			if event.Instance == "" {
 				m.requestResync()
 			} else if _, ok := instanceUser(m.opts.Prefix, event.Instance); ok {
 				m.dirty(event.Instance)
 			}
 		})
+	})
+}
+
+// watchRoutes has routes repaired soon after somebody else has changed them.
+func (m *Manager) watchRoutes(ctx context.Context) {
+	if watcher, ok := m.opts.Provider.(provider.Watcher); ok {
+		m.keepWatching(ctx, "lost the route provider's events", func() error { return watcher.Watch(ctx, m.requestResync) })
+	}
+}
+
+// keepWatching calls watch, which returns when a stream of events is lost, again and again until ctx ends.
+func (m *Manager) keepWatching(ctx context.Context, lost string, watch func() error) {
+	const longest = 30 * time.Second
+	for wait := time.Second; ; wait = min(2*wait, longest) {
+		opened := time.Now()
+		err := watch()
 		if ctx.Err() != nil {
 			return
 		}
 		if time.Since(opened) > longest {
 			wait = time.Second
 		}
-		m.log.Warn("lost the runtime's events", "error", err, "retry_in", wait)
+		m.log.Warn(lost, "error", err, "retry_in", wait)
 		if sleep(ctx, wait) != nil {
 			return
 		}
@@ -208,14 +225,16 @@ func (m *Manager) sync(ctx context.Context, guard *removalGuards) (next time.Dur
 		close(m.synced)
 		m.log.Info("read all webspaces", "webspaces", len(listed), "took", time.Since(started).Round(time.Millisecond))
 	}
+	uncertified, orders := m.syncCertificates(ctx, &guard.orders)
+	m.reroute(uncertified...)
 	if unread != nil {
-		return 0, fmt.Errorf("read routes: %w", unread)
+		return 0, errors.Join(fmt.Errorf("read routes: %w", unread), orders)
 	}
 
 	desired := make([]provider.Route, 0, len(listed))
 	for name := range listed {
 		current, _ := m.routes.get(name)
-		if route, ok := m.desired(name, current.Backend); ok {
+		if route, ok := m.desired(name, current); ok {
 			desired = append(desired, route)
 		}
 		if _, _, ok := m.unprobed(name); ok {
@@ -244,7 +263,7 @@ func (m *Manager) sync(ctx context.Context, guard *removalGuards) (next time.Dur
 	}
 	m.dirty(slices.Collect(maps.Keys(gone))...)
 	m.reroute(slices.Collect(maps.Keys(changed))...)
-	return next, nil
+	return next, orders
 }
 
 // recheck is when to look again after a look that is not to be trusted.
@@ -270,7 +289,7 @@ func (m *Manager) nameless(instances []Instance, labels map[identity.UserID]user
 }
 
 // removalGuards are those against an odd listing of instances and against an odd directory.
-type removalGuards struct{ routes, users removalGuard }
+type removalGuards struct{ routes, users, orders removalGuard }
 
 // removalGuard holds back the removal of most routes at once until a second read says the same: an engine that comes up,
 // or an identity provider that has lost its users, may say for a moment that there is nothing.
@@ -294,7 +313,13 @@ func (m *Manager) reconcile(ctx context.Context, name string) error {
 		}
 	}
 	m.updatePorts(name)
-	if err := m.updateRoute(ctx, name); err != nil {
+	err := m.updateRoute(ctx, name)
+	// After the route: that people get in counts for more than with which certificate.
+	certified, orders := m.updateCertificates(ctx, name)
+	if certified && err == nil {
+		err = m.updateRoute(ctx, name)
+	}
+	if err := errors.Join(err, orders); err != nil {
 		return err
 	}
 	if _, _, ok := m.unprobed(name); ok {

@@ -24,6 +24,8 @@ type record struct {
 	Instance string
 	// Username is the user's as it last was, for when the directory can not tell. Records of 2021 lack it.
 	Username string
+	// Checks are of the custom domains whose proof was not there when it was last looked at.
+	Checks map[string]domainCheck
 	// Creating is set until everything that belongs to the creation is done.
 	Creating bool
 
@@ -49,7 +51,8 @@ func decodeRecord(data []byte, instance string, user identity.UserID, defaults C
 	var ports map[string]int
 	err := take(r.extra, map[string]any{
 		"user": &r.User, "instance": &r.Instance, "username": &r.Username, "creating": &r.Creating,
-		"config": &config, "domains": &r.Domains, "ports": &ports,
+		"domainChecks": &r.Checks,
+		"config":       &config, "domains": &r.Domains, "ports": &ports,
 	})
 	if err != nil {
 		return record{}, err
@@ -128,6 +131,9 @@ func (r record) encode() ([]byte, error) {
 	put(object, "ports", ports)
 	if r.Username != "" {
 		put(object, "username", r.Username)
+	}
+	if len(r.Checks) > 0 {
+		put(object, "domainChecks", r.Checks)
 	}
 	if r.Creating {
 		put(object, "creating", true)

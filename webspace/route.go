@@ -14,6 +14,7 @@ import (
 
 	"github.com/netsoc/webspaced/identity"
 	"github.com/netsoc/webspaced/provider"
+	"github.com/netsoc/webspaced/webspace/internal/keylock"
 )
 
 // routable reports whether the webspace can have a route at all.
@@ -21,28 +22,38 @@ func (v view) routable() bool {
 	return v.known && v.bad == nil && !v.deleting && !v.record.Creating
 }
 
+// gateways are where reverse proxies reach the gateway: for requests, and for TLS connections that they pass through.
+// Without the latter, nothing is passed through.
+type gateways struct{ http, tls string }
+
 // desiredRoute says which route a webspace should have, given the host names it owns, what is known of its HTTP port,
 // and the backend of the route it has:
 //
 //	mode    | webspace                              | route
 //	--------+---------------------------------------+------------------------------------------------------
 //	any     | not routable, or owns no host name    | none
+//	any     | takes TLS, which is not passed through| none
 //	inline  | anything else                         | gateway
 //	direct  | not running, about to stop, no address| gateway
 //	direct  | running, port silent                  | gateway, which can say so
 //	direct  | running, port accepts                 | instance
 //	direct  | running, port not probed yet          | instance if it is there already, else gateway
 //
-// The last row keeps the routes of running sites where they are while webspaced restarts.
-func desiredRoute(name string, v view, hosts []provider.Host, port readiness, current string, mode Mode, gateway string) (provider.Route, bool) {
-	if !v.routable() || len(hosts) == 0 || v.record.Config.SNIPassthrough {
+// The last row keeps the routes of running sites where they are while webspaced restarts. That of a webspace that takes TLS
+// itself passes it through, to the gateway's or the instance's side.
+func desiredRoute(name string, v view, hosts []provider.Host, port readiness, current string, mode Mode, to gateways) (provider.Route, bool) {
+	scheme, gateway := "http://", to.http
+	if v.record.Config.SNIPassthrough {
+		scheme, gateway = "tcp://", to.tls
+	}
+	if !v.routable() || len(hosts) == 0 || gateway == "" {
 		return provider.Route{}, false
 	}
 	route := provider.Route{Name: name, Hosts: hosts, Backend: gateway}
 	if mode == Inline || v.detour || v.status != StatusRunning || !v.address.IsValid() {
 		return route, true
 	}
-	instance := "http://" + netip.AddrPortFrom(v.address, uint16(v.record.Config.HTTPPort)).String()
+	instance := scheme + netip.AddrPortFrom(v.address, uint16(v.record.Config.HTTPPort)).String()
 	if port == accepting || port == unknown && current == instance {
 		route.Backend = instance
 	}
@@ -51,7 +62,7 @@ func desiredRoute(name string, v view, hosts []provider.Host, port readiness, cu
 
 // routes are the routes that stand in the provider's store, as far as is known.
 type routes struct {
-	locks locks[string] // one change of a route at a time
+	locks keylock.Locks[string] // one change of a route at a time
 
 	mu      sync.Mutex
 	read    bool   // the store was read: what is not in current does not stand
@@ -150,7 +161,7 @@ func (m *Manager) updateRoute(ctx context.Context, name string) error {
 	if m.opts.Provider == nil {
 		return nil
 	}
-	unlock, err := m.routes.locks.lock(ctx, name)
+	unlock, err := m.routes.locks.Lock(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -159,7 +170,7 @@ func (m *Manager) updateRoute(ctx context.Context, name string) error {
 		return fmt.Errorf("the routes have not been read yet: %w", errdefs.ErrUnavailable)
 	}
 	current, stands := m.routes.get(name)
-	route, wanted := m.desired(name, current.Backend)
+	route, wanted := m.desired(name, current)
 	var changes provider.Changes
 	switch {
 	case wanted && (!stands || !route.Equal(current)):
@@ -176,13 +187,13 @@ func (m *Manager) updateRoute(ctx context.Context, name string) error {
 		return fmt.Errorf("provider: %w", err)
 	}
 	m.routes.set(name, route, wanted)
-	m.tell(name, NoticeRoute, routeMessage(route, m.opts.Gateway))
+	m.tell(name, NoticeRoute, m.routeMessage(route))
 	m.log.Debug("route changed", "webspace", name, "backend", route.Backend, "hosts", len(route.Hosts))
 	return nil
 }
 
 // desired collects what desiredRoute needs.
-func (m *Manager) desired(name, current string) (provider.Route, bool) {
+func (m *Manager) desired(name string, current provider.Route) (provider.Route, bool) {
 	e := m.index.find(name)
 	if e == nil {
 		return provider.Route{}, false
@@ -196,7 +207,10 @@ func (m *Manager) desired(name, current string) (provider.Route, bool) {
 		}
 	}
 	slices.SortFunc(hosts, provider.Host.Compare)
-	return desiredRoute(name, v, hosts, e.activation.readiness(v.record.Config.HTTPPort), current, m.opts.Mode, m.opts.Gateway)
+	route, ok := desiredRoute(name, v, hosts, e.activation.readiness(v.record.Config.HTTPPort), current.Backend, m.opts.Mode,
+		gateways{http: m.opts.Gateway, tls: m.opts.TLSGateway})
+	route.Certificates = m.certificates.of(m.certified(name), current)
+	return route, ok
 }
 
 // settle changes the route of a webspace that is about to end, and waits until the reverse proxy has followed.
@@ -225,6 +239,9 @@ func (m *Manager) hosts(label string, r record) []string {
 		hosts = append(hosts, label+"."+m.zone)
 	}
 	for _, domain := range r.Domains {
+		if r.Checks[domain].Lapsed {
+			continue
+		}
 		if host, err := parseDomain(domain, m.zone); err == nil && !slices.Contains(hosts, host.String()) {
 			hosts = append(hosts, host.String())
 		}
@@ -296,6 +313,8 @@ func (m *Manager) problem(e *entry) string {
 	for _, host := range lost {
 		problems = append(problems, host+" belongs to another webspace")
 	}
+	problems = append(problems, m.domainProblems(v)...)
+	problems = append(problems, m.certificates.problems(e.name)...)
 	problems = append(problems, m.portProblems(e)...)
 	if err := e.activation.lastError(); err != nil {
 		problems = append(problems, "could not be started: "+err.Error())

@@ -12,6 +12,7 @@ import (
 
 func TestDesiredRoute(t *testing.T) {
 	const gateway, instance = "http://gateway:8081", "http://10.0.0.7:80"
+	const tlsGateway, tlsInstance = "tcp://gateway:8443", "tcp://10.0.0.7:80"
 	host, err := provider.ParseHost("alice.example.test")
 	require.NoError(t, err)
 	v := func(change func(*view)) view {
@@ -23,6 +24,7 @@ func TestDesiredRoute(t *testing.T) {
 		return v
 	}
 	running := v(nil)
+	passthrough := v(func(v *view) { v.record.Config.SNIPassthrough = true })
 	tests := map[string]struct {
 		view    view
 		nobody  bool // owns no host name
@@ -44,7 +46,12 @@ func TestDesiredRoute(t *testing.T) {
 		"quarantined":                   {view: v(func(v *view) { v.bad = errors.New("bad") }), port: accepting},
 		"not read":                      {view: v(func(v *view) { v.known = false }), port: accepting},
 		"unfinished":                    {view: v(func(v *view) { v.record.Creating = true }), port: accepting},
-		"passes TLS through":            {view: v(func(v *view) { v.record.Config.SNIPassthrough = true }), port: accepting},
+		"takes TLS, accepts":            {view: passthrough, port: accepting, direct: tlsInstance},
+		"takes TLS, silent":             {view: passthrough, port: silent, current: tlsInstance, direct: tlsGateway},
+		"takes TLS, not probed":         {view: passthrough, current: tlsInstance, direct: tlsInstance},
+		"takes TLS, took HTTP":          {view: passthrough, current: instance, direct: tlsGateway},
+		"took TLS":                      {view: running, current: tlsInstance, direct: gateway},
+		"takes TLS, stopped":            {view: v(func(v *view) { v.record.Config.SNIPassthrough, v.status = true, StatusStopped }), port: accepting, current: tlsInstance, direct: tlsGateway},
 		"running without an address":    {view: v(func(v *view) { v.address = netip.Addr{} }), port: accepting, direct: gateway},
 		"stopped, with a known address": {view: v(func(v *view) { v.status = StatusStopped }), port: accepting, current: instance, direct: gateway},
 		"starting":                      {view: v(func(v *view) { v.status = StatusStarting }), direct: gateway},
@@ -59,7 +66,7 @@ func TestDesiredRoute(t *testing.T) {
 		}
 		for _, mode := range []Mode{Direct, Inline} {
 			t.Run(name+" "+string(mode), func(t *testing.T) {
-				route, ok := desiredRoute("ws-u1", test.view, hosts, test.port, test.current, mode, gateway)
+				route, ok := desiredRoute("ws-u1", test.view, hosts, test.port, test.current, mode, gateways{gateway, tlsGateway})
 				require.Equal(t, test.direct != "", ok)
 				if !ok {
 					return
@@ -68,8 +75,13 @@ func TestDesiredRoute(t *testing.T) {
 				want := provider.Route{Name: "ws-u1", Hosts: hosts, Backend: test.direct}
 				if mode == Inline {
 					want.Backend = gateway
+					if test.view.record.Config.SNIPassthrough {
+						want.Backend = tlsGateway
+					}
 				}
 				require.Equal(t, want, route)
+				_, ok = desiredRoute("ws-u1", test.view, hosts, test.port, test.current, mode, gateways{http: gateway})
+				require.Equal(t, !test.view.record.Config.SNIPassthrough, ok, "without a gateway for TLS, nothing is passed through")
 			})
 		}
 	}

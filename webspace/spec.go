@@ -19,7 +19,7 @@ func (m *Manager) SetConfig(ctx context.Context, id identity.UserID, change Conf
 	err := m.modify(ctx, id, func(r *record) error {
 		old = r.Config
 		r.Config = old.with(change)
-		if change.SNIPassthrough != nil && *change.SNIPassthrough {
+		if change.SNIPassthrough != nil && *change.SNIPassthrough && m.opts.TLSGateway == "" {
 			return invalid("sniPassthrough: this server does not pass TLS through")
 		}
 		return r.Config.validate(m.opts.MaxStartupDelay)
@@ -32,7 +32,7 @@ func (m *Manager) modify(ctx context.Context, id identity.UserID, change func(*r
 	name := instanceName(m.opts.Prefix, id)
 	// Other writers (a replica, an operator's hand) make a lost race possible; within this process the lock keeps the
 	// losers from trying again and again.
-	unlock, err := m.specs.lock(ctx, name)
+	unlock, err := m.specs.Lock(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (m *Manager) write(ctx context.Context, r record, revision string) error {
 	}
 	// Not while the instance is being read: changes one after the other would make each reading stale, and a boot that
 	// waits for one would never get it.
-	unlock, err := m.reads.lock(ctx, r.Instance)
+	unlock, err := m.reads.Lock(ctx, r.Instance)
 	if err != nil {
 		return err
 	}
@@ -98,7 +98,7 @@ func (m *Manager) Domains(ctx context.Context, user identity.User) ([]string, er
 	return domains, nil
 }
 
-// AddDomain verifies a custom domain and adds it. InvalidArgument: it is not a name that can be had, or not proven to be
+// AddDomain verifies a custom domain and adds it, or routes it again if its proof had lapsed. InvalidArgument: it is not a name that can be had, or not proven to be
 // the user's; AlreadyExists: a webspace has it; ResourceExhausted: too many.
 func (m *Manager) AddDomain(ctx context.Context, id identity.UserID, domain string) error {
 	host, err := parseDomain(domain, m.zone)
@@ -111,10 +111,26 @@ func (m *Manager) AddDomain(ctx context.Context, id identity.UserID, domain stri
 	if err := m.awaitSync(ctx); err != nil {
 		return err
 	}
-	if _, _, err := m.read(ctx, id); err != nil {
-		return err
-	}
 	name := host.String()
+	add := func(r *record) error {
+		if slices.Contains(r.Domains, name) {
+			if !r.Checks[name].Lapsed {
+				return fmt.Errorf("domain %s is used by this webspace: %w", name, errdefs.ErrAlreadyExists)
+			}
+			delete(r.Checks, name)
+			return nil
+		}
+		if len(r.Domains) >= m.opts.MaxDomains {
+			return fmt.Errorf("a webspace has at most %d custom domains: %w", m.opts.MaxDomains, errdefs.ErrResourceExhausted)
+		}
+		r.Domains = append(slices.Clone(r.Domains), name)
+		return nil
+	}
+	if r, _, err := m.read(ctx, id); err != nil {
+		return err
+	} else if err := add(&r); err != nil {
+		return err // before anybody's DNS is asked
+	}
 	release, ok := m.index.reserveHost(name, instanceName(m.opts.Prefix, id))
 	if !ok {
 		return fmt.Errorf("domain %s is used by a webspace: %w", name, errdefs.ErrAlreadyExists)
@@ -123,16 +139,7 @@ func (m *Manager) AddDomain(ctx context.Context, id identity.UserID, domain stri
 	if err := m.opts.VerifyDomain(ctx, id, name); err != nil {
 		return err
 	}
-	return m.modify(ctx, id, func(r *record) error {
-		if slices.Contains(r.Domains, name) {
-			return fmt.Errorf("domain %s is used by this webspace: %w", name, errdefs.ErrAlreadyExists)
-		}
-		if len(r.Domains) >= m.opts.MaxDomains {
-			return fmt.Errorf("a webspace has at most %d custom domains: %w", m.opts.MaxDomains, errdefs.ErrResourceExhausted)
-		}
-		r.Domains = append(slices.Clone(r.Domains), name)
-		return nil
-	})
+	return m.modify(ctx, id, add)
 }
 
 // RemoveDomain removes a custom domain. NotFound if the webspace does not have it.
@@ -144,6 +151,7 @@ func (m *Manager) RemoveDomain(ctx context.Context, id identity.UserID, domain s
 			return fmt.Errorf("the webspace has no domain %.300q: %w", domain, errdefs.ErrNotFound)
 		}
 		r.Domains = slices.Delete(slices.Clone(r.Domains), i, i+1)
+		delete(r.Checks, host.String())
 		return nil
 	})
 }

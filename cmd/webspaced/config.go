@@ -57,9 +57,6 @@ func loadConfig(cmd *cobra.Command, args []string) (*config.Config, error) {
 	for _, w := range warnings {
 		fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
 	}
-	if err == nil {
-		err = c.Unsupported()
-	}
 	if err != nil {
 		return nil, errors.Join(errors.New("the configuration has mistakes"), err)
 	}

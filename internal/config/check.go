@@ -1,42 +1,14 @@
 package config
 
 import (
-	"errors"
 	"fmt"
-	"maps"
-	"slices"
+	"net"
 	"strings"
 
 	"github.com/netsoc/webspaced/identity"
 	"github.com/netsoc/webspaced/identity/static"
 	"github.com/netsoc/webspaced/provider"
 )
-
-// notYet has the values that are understood, but that this version can not act on. What is built is taken off here.
-var notYet = map[string]func(*Config) bool{
-	"gateway.tls_listen_address":                func(c *Config) bool { return c.Gateway.TLSListenAddress != "" },
-	"webspaces.config_defaults.sni_passthrough": func(c *Config) bool { return c.Webspaces.ConfigDefaults.SNIPassthrough },
-	"webspaces.ports.kubernetes_service":        func(c *Config) bool { return c.Webspaces.Ports.KubernetesService != "" },
-	"traefik.provider kubernetes":               func(c *Config) bool { return c.Traefik.Provider == "kubernetes" },
-	"traefik.provider redis":                    func(c *Config) bool { return c.Traefik.Provider == "redis" },
-	"traefik.provider http":                     func(c *Config) bool { return c.Traefik.Provider == "http" },
-	"tls.provider certmanager":                  func(c *Config) bool { return c.TLS.Provider == "certmanager" },
-	"tls.provider acme":                         func(c *Config) bool { return c.TLS.Provider == "acme" },
-	"tls.provider resolver":                     func(c *Config) bool { return c.TLS.Provider == "resolver" },
-	"tls.provider static":                       func(c *Config) bool { return c.TLS.Provider == "static" },
-}
-
-// Unsupported names everything in the configuration that is valid, but that this version can not act on; nil if there
-// is nothing. Who is about to act on the configuration calls it: a configuration can be checked and shown all the same.
-func (c *Config) Unsupported() error {
-	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(notYet)) {
-		if notYet[name](c) {
-			errs = append(errs, &Problem{Source: c.File, Err: fmt.Errorf("%s is not part of this version", name)})
-		}
-	}
-	return errors.Join(errs...)
-}
 
 // Accounts are the users in the form that identity/static takes.
 func (s Static) Accounts() []static.Account {
@@ -118,18 +90,81 @@ func (c *Config) check() []*Problem {
 		}
 	}
 
-	require("traefik.webspaced_url", c.Traefik.Provider != "none" && c.Traefik.WebspacedURL.IsZero(), "traefik.provider is "+c.Traefik.Provider)
-	require("traefik.file.directory", c.Traefik.Provider == "file" && c.Traefik.File.Directory == "", "traefik.provider is file")
-	require("traefik.redis.addr", c.Traefik.Provider == "redis" && c.Traefik.Redis.Addr == "", "traefik.provider is redis")
 	require("local.directory", c.Runtime == "local" && c.Local.Directory == "", "runtime is local")
+	c.checkTraefik(fail, require)
+	c.checkTLS(fail, require)
+	return problems
+}
 
-	require("tls.static.certificates", c.TLS.Provider == "static" && len(c.TLS.Static.Certificates) == 0, "tls.provider is static")
-	for i, cert := range c.TLS.Static.Certificates {
+func (c *Config) checkTraefik(fail func(key, format string, args ...any), require func(key string, missing bool, why string)) {
+	t := &c.Traefik
+	if c.Webspaces.ConfigDefaults.SNIPassthrough && c.Gateway.TLSListenAddress == "" {
+		c.Gateway.TLSListenAddress = ":8443"
+	}
+	if t.Provider == "none" {
+		if c.Webspaces.Ports.KubernetesService != "" && t.Kubernetes.Kubeconfig == "" && t.Kubernetes.Namespace == "" {
+			fail("webspaces.ports.kubernetes_service", "set traefik.kubernetes.namespace, which says where the Service is")
+		}
+		return
+	}
+	require("traefik.webspaced_url", t.WebspacedURL.IsZero(), "traefik.provider is "+t.Provider)
+	require("traefik.file.directory", t.Provider == "file" && t.File.Directory == "", "traefik.provider is file")
+	require("traefik.redis.addr", t.Provider == "redis" && t.Redis.Addr == "", "traefik.provider is redis")
+	require("traefik.http.listen_address", t.Provider == "http" && t.HTTP.ListenAddress == "", "traefik.provider is http")
+	host := t.WebspacedURL.Hostname()
+	if t.Kubernetes.GatewayService == "" && t.Provider == "kubernetes" && provider.IsLabel(host) {
+		t.Kubernetes.GatewayService = host
+	}
+	if _, port, err := net.SplitHostPort(string(c.Gateway.TLSListenAddress)); err == nil && t.WebspacedTLS == "" {
+		t.WebspacedTLS = Address(net.JoinHostPort(host, port))
+	}
+}
+
+// checkTLS also finds out which provider of certificates is meant, which the daemon of 2021 did not ask for.
+func (c *Config) checkTLS(fail func(key, format string, args ...any), require func(key string, missing bool, why string)) {
+	t, proxy, kube := &c.TLS, c.Traefik.Provider, c.Traefik.Kubernetes
+	if t.Resolver.Name == "" && proxy == "redis" {
+		t.Resolver.Name = c.Traefik.Redis.CertResolver
+	}
+	if t.Provider == "" {
+		switch {
+		case proxy == "kubernetes" && (kube.ClusterIssuer != "" || kube.Issuer != ""):
+			t.Provider = "certmanager"
+		case proxy != "none" && t.Resolver.Name != "":
+			t.Provider = "resolver"
+		default:
+			t.Provider = "none"
+		}
+	}
+	require("tls.static.certificates", t.Provider == "static" && len(t.Static.Certificates) == 0, "tls.provider is static")
+	for i, cert := range t.Static.Certificates {
 		if cert.CertFile == "" || cert.KeyFile == "" {
 			fail(fmt.Sprintf("tls.static.certificates[%d]", i), "needs both cert_file and key_file")
 		}
 	}
-	return problems
+	switch t.Provider {
+	case "certmanager":
+		require("traefik.kubernetes.cluster_issuer", kube.ClusterIssuer == "" && kube.Issuer == "", "tls.provider is certmanager")
+		if kube.ClusterIssuer != "" && kube.Issuer != "" {
+			fail("traefik.kubernetes.issuer", "given together with cluster_issuer; one of them is enough")
+		}
+		if proxy != "kubernetes" {
+			fail("tls.provider", "certmanager goes with traefik.provider kubernetes only")
+		}
+	case "resolver":
+		require("tls.resolver.name", t.Resolver.Name == "", "tls.provider is resolver")
+		if proxy == "none" {
+			fail("tls.provider", "resolver is one of Traefik's, but traefik.provider is none")
+		}
+	case "acme", "static":
+		if proxy == "kubernetes" {
+			fail("tls.provider", "%s does not go with traefik.provider kubernetes: use certmanager", t.Provider)
+		}
+		if proxy == "none" && c.Gateway.TLSListenAddress == "" {
+			fail("gateway.tls_listen_address", "not set, but somebody has to use the certificates of tls.provider %s", t.Provider)
+		}
+		require("tls.acme.storage", t.Provider == "acme" && t.ACME.Storage == "", "tls.provider is acme")
+	}
 }
 
 func (c *Config) checkLXD(fail func(key, format string, args ...any)) {

@@ -121,6 +121,15 @@ type Webspaces struct {
 	IPTimeout       time.Duration  `yaml:"ip_timeout" default:"30s" min:"1s" doc:"How long to wait for the address of an instance that has started."`
 	ConfigDefaults  ConfigDefaults `yaml:"config_defaults" doc:"Configuration of a webspace whose user has not changed it."`
 	Ports           Ports          `yaml:"ports" doc:"Port forwards."`
+	Domains         Domains        `yaml:"domains" doc:"Custom domains. Their owners prove them with a DNS record of type TXT."`
+}
+
+// Domains bounds custom domains.
+type Domains struct {
+	Max      int           `yaml:"max" default:"20" max:"1000" doc:"How many custom domains a webspace may have."`
+	Resolver Address       `yaml:"resolver" example:"127.0.0.1:53" doc:"DNS server that is asked for the proofs. Without it those of the host."`
+	ProofKey Secret        `yaml:"proof_key" file:"yes" example:"/etc/webspaced/proof.key" doc:"Secret of which the tokens are made that a proof may have instead of the user's number. Without it only the number counts."`
+	Recheck  time.Duration `yaml:"recheck" default:"24h" min:"1m" doc:"How often the proof of each domain is looked at again. A domain whose proof is missing for 72 hours is not routed any more."`
 }
 
 // ConfigDefaults is the configuration of a new webspace.
@@ -161,7 +170,7 @@ type CORS struct {
 // Gateway says where the gateway is and what it takes.
 type Gateway struct {
 	HTTPListenAddress  Address        `yaml:"http_listen_address" default:":8081" doc:"Where the gateway takes HTTP requests."`
-	TLSListenAddress   Address        `yaml:"tls_listen_address" example:":8443" doc:"Where it takes TLS connections that are passed through; without it nowhere."`
+	TLSListenAddress   Address        `yaml:"tls_listen_address" example:":8443" doc:"Where it takes TLS connections: to pass them through, or to terminate them with the certificates of tls.provider acme or static. Without it nowhere, but for :8443 if webspaces.config_defaults.sni_passthrough is on."`
 	HoldTimeout        time.Duration  `yaml:"hold_timeout" default:"50s" min:"1s" doc:"How long a request waits at most for its webspace. Stay below the read timeout of the proxy in front (Traefik: 60s)."`
 	MaxHeldPerWebspace int            `yaml:"max_held_per_webspace" default:"1024" min:"1" doc:"How many requests may wait for one webspace."`
 	MaxHeldPerSource   int            `yaml:"max_held_per_source" default:"64" min:"1" doc:"How many requests of one client address may wait."`
@@ -174,6 +183,7 @@ type Traefik struct {
 	Provider        string        `yaml:"provider" default:"none" enum:"kubernetes|redis|file|http|none" doc:"Where routes are written: kubernetes, redis, file, http or none."`
 	Mode            string        `yaml:"mode" default:"direct" enum:"direct|inline" doc:"direct: the route of a running webspace goes straight to its instance. inline: all routes go to the gateway, always."`
 	WebspacedURL    URL           `yaml:"webspaced_url" example:"http://127.0.0.1:8081" doc:"The URL at which Traefik reaches the gateway. Required with a provider."`
+	WebspacedTLS    Address       `yaml:"webspaced_tls_address" example:"127.0.0.1:8443" doc:"Where Traefik reaches the gateway for TLS that is passed through. Without it the host of webspaced_url, and the port of gateway.tls_listen_address."`
 	HTTPEntryPoint  string        `yaml:"http_entrypoint" default:"web" doc:"Traefik's entry point for HTTP."`
 	HTTPSEntryPoint string        `yaml:"https_entrypoint" default:"websecure" doc:"Traefik's entry point for HTTPS."`
 	DefaultSANs     []string      `yaml:"default_sans" example:"[webspaces.example.org, \"*.webspaces.example.org\"]" doc:"Names in the certificate of the default domains."`
@@ -182,11 +192,17 @@ type Traefik struct {
 	File            TraefikFile   `yaml:"file" doc:"A directory that Traefik watches (provider file)."`
 	Redis           TraefikRedis  `yaml:"redis" doc:"A Redis that Traefik watches (provider redis)."`
 	Kubernetes      TraefikKube   `yaml:"kubernetes" doc:"Custom resources of Traefik (provider kubernetes)."`
+	HTTP            TraefikHTTP   `yaml:"http" doc:"An endpoint that Traefik polls (provider http)."`
 }
 
 // TraefikFile is where provider/file writes.
 type TraefikFile struct {
 	Directory string `yaml:"directory" example:"/etc/traefik/dynamic" doc:"The directory of Traefik's file provider. Only files of our own are touched."`
+}
+
+// TraefikHTTP is where provider/http listens.
+type TraefikHTTP struct {
+	ListenAddress Address `yaml:"listen_address" default:"127.0.0.1:8082" doc:"Where Traefik polls. What is there has private keys in it: nobody else may reach it."`
 }
 
 // TraefikRedis is where provider/redis writes.
@@ -197,7 +213,7 @@ type TraefikRedis struct {
 	Password     Secret `yaml:"password" file:"yes" example:"/etc/webspaced/redis.password" doc:"Password, if it asks for one."`
 	TLS          bool   `yaml:"tls" default:"false" doc:"Connect with TLS."`
 	RootKey      string `yaml:"root_key" default:"traefik" doc:"First part of every key, as Traefik is told."`
-	CertResolver string `yaml:"cert_resolver" example:"letsencrypt" doc:"Traefik's certificate resolver for custom domains."`
+	CertResolver string `yaml:"cert_resolver" example:"letsencrypt" doc:"Traefik's certificate resolver, as tls.resolver.name."`
 }
 
 // TraefikKube is where provider/kubernetes writes.
@@ -205,15 +221,17 @@ type TraefikKube struct {
 	Namespace      string `yaml:"namespace" example:"webspaces" doc:"Namespace of the resources; without it that of the daemon."`
 	Kubeconfig     string `yaml:"kubeconfig" example:"/etc/webspaced/kubeconfig" doc:"How the cluster is reached; without it as a pod of it."`
 	DefaultSecret  string `yaml:"default_secret" example:"webspaces-tls" doc:"Secret with the certificate of the default domains."`
-	ClusterIssuer  string `yaml:"cluster_issuer" example:"letsencrypt" doc:"cert-manager's issuer for custom domains."`
-	GatewayService string `yaml:"gateway_service" example:"webspaced" doc:"Service at which the gateway is reached."`
+	ClusterIssuer  string `yaml:"cluster_issuer" example:"letsencrypt" doc:"cert-manager's ClusterIssuer for custom domains."`
+	Issuer         string `yaml:"issuer" example:"letsencrypt" doc:"cert-manager's Issuer for them, in the namespace; instead of cluster_issuer."`
+	GatewayService string `yaml:"gateway_service" example:"webspaced" doc:"Service at which the gateway is reached, by the ports in webspaced_url and webspaced_tls_address. Without it the host of webspaced_url if that is a name of one label."`
 }
 
 // TLS says who gets certificates for custom domains.
 type TLS struct {
-	Provider string    `yaml:"provider" default:"none" enum:"none|certmanager|acme|resolver|static" doc:"certmanager, acme, resolver, static or none."`
-	ACME     ACME      `yaml:"acme" doc:"An ACME authority (provider acme)."`
-	Static   TLSStatic `yaml:"static" doc:"Certificates from files (provider static)."`
+	Provider string      `yaml:"provider" enum:"none|certmanager|acme|resolver|static" example:"acme" doc:"certmanager, acme, resolver, static or none. Without it certmanager if traefik.kubernetes.cluster_issuer or issuer is set, resolver if a name of one is, else none."`
+	ACME     ACME        `yaml:"acme" doc:"An ACME authority (provider acme)."`
+	Resolver TLSResolver `yaml:"resolver" doc:"Traefik's own certificate resolver (provider resolver)."`
+	Static   TLSStatic   `yaml:"static" doc:"Certificates from files (provider static; with acme, those that need not be obtained)."`
 }
 
 // ACME is an ACME account.
@@ -222,6 +240,11 @@ type ACME struct {
 	Email        string `yaml:"email" example:"webmaster@example.org" doc:"Where the authority writes to."`
 	Storage      string `yaml:"storage" default:"/var/lib/webspaced/acme" doc:"Directory for the account and the certificates."`
 	CAFile       string `yaml:"ca_file" example:"/etc/webspaced/acme-ca.crt" doc:"File with the certificate of an authority that is not publicly trusted."`
+}
+
+// TLSResolver names a certificate resolver.
+type TLSResolver struct {
+	Name string `yaml:"name" example:"letsencrypt" doc:"What Traefik calls it. It obtains the certificates of default domains, too."`
 }
 
 // TLSStatic lists certificates.

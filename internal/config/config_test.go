@@ -64,7 +64,6 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, 3*time.Second, c.Traefik.Settle)
 	require.Equal(t, 30*time.Second, c.Identity.CacheTTL)
 	require.Equal(t, "none", c.TLS.Provider)
-	require.NoError(t, c.Unsupported())
 }
 
 // TestFileOf2021 loads every key that the daemon had in 2021.
@@ -122,10 +121,36 @@ traefik:
 	require.Len(t, warnings, 1)
 	require.Equal(t, path+":34: traefik.iam_token_file: has no effect: the gateway boots webspaces by itself and needs no token; remove the key", warnings[0].Error())
 
-	err = c.Unsupported()
-	require.ErrorContains(t, err, "traefik.provider kubernetes is not part of this version")
-	require.ErrorContains(t, err, "webspaces.config_defaults.sni_passthrough is not part of this version")
-	require.ErrorContains(t, err, "webspaces.ports.kubernetes_service is not part of this version")
+	require.Equal(t, "certmanager", c.TLS.Provider)
+	require.Equal(t, "webspaced", c.Traefik.Kubernetes.GatewayService)
+	require.EqualValues(t, ":8443", c.Gateway.TLSListenAddress)
+	require.EqualValues(t, "webspaced:8443", c.Traefik.WebspacedTLS)
+}
+
+// What follows from other keys, and what does not go together.
+func TestProxiesAndCertificates(t *testing.T) {
+	const redis = "traefik: {provider: redis, webspaced_url: 'http://127.0.0.1:8081', redis: {addr: '127.0.0.1:6379', cert_resolver: le}}\n"
+	c := load(t, valid+redis+"gateway: {tls_listen_address: ':9443'}\n")
+	require.Equal(t, "resolver", c.TLS.Provider)
+	require.Equal(t, "le", c.TLS.Resolver.Name)
+	require.EqualValues(t, "127.0.0.1:9443", c.Traefik.WebspacedTLS)
+	require.Equal(t, "none", load(t, valid+redis+"tls: {provider: none}\n").TLS.Provider)
+	require.Equal(t, 20, c.Webspaces.Domains.Max)
+
+	for text, want := range map[string]string{
+		"traefik: {provider: redis}":                 "traefik.redis.addr: not set, but traefik.provider is redis",
+		"traefik: {provider: http}":                  "traefik.webspaced_url: not set, but traefik.provider is http",
+		"tls: {provider: certmanager}":               "tls.provider: certmanager goes with traefik.provider kubernetes only",
+		"tls: {provider: resolver}":                  "tls.resolver.name: not set, but tls.provider is resolver",
+		"tls: {provider: acme}":                      "gateway.tls_listen_address: not set, but somebody has to use the certificates of tls.provider acme",
+		"tls: {provider: static}":                    "tls.static.certificates: not set, but tls.provider is static",
+		"tls: {provider: acme, acme: {storage: ''}}": "tls.acme.storage: not set, but tls.provider is acme",
+		"traefik: {provider: kubernetes, webspaced_url: 'http://w', kubernetes: {cluster_issuer: a, issuer: b}}": "traefik.kubernetes.issuer: given together with cluster_issuer",
+		"traefik: {provider: kubernetes, webspaced_url: 'http://w'}\ntls: {provider: acme}":                      "acme does not go with traefik.provider kubernetes",
+	} {
+		_, _, err := config.Load(write(t, "webspaced.yaml", valid+text+"\n"), nil)
+		require.ErrorContains(t, err, want, text)
+	}
 }
 
 func TestEnvironment(t *testing.T) {

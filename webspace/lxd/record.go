@@ -7,8 +7,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
-	"sync"
-	"time"
 	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
@@ -28,9 +26,11 @@ func (r *Runtime) SetRecord(ctx context.Context, name string, record []byte, rev
 	if err := checkRecord(record); err != nil {
 		return err
 	}
-	unlock, err := r.writers.lock(ctx, name, r.opts.CallTimeout)
+	waiting, cancel := context.WithTimeoutCause(ctx, r.opts.CallTimeout, errBusy)
+	defer cancel()
+	unlock, err := r.writers.Lock(waiting, name)
 	if err != nil {
-		return err
+		return fmt.Errorf("lxd: wait for other changes of %s: %w", name, context.Cause(waiting))
 	}
 	defer unlock()
 	return retry(ctx, busyLimit, func() error {
@@ -65,47 +65,4 @@ func recordOf(i *api.Instance) []byte {
 func revisionOf(record []byte) string {
 	sum := sha256.Sum256(record)
 	return hex.EncodeToString(sum[:])
-}
-
-// locks are mutexes by name. They exist while somebody holds or wants them.
-type locks struct {
-	mu   sync.Mutex
-	held map[string]*heldLock
-}
-
-type heldLock struct {
-	token chan struct{} // full while somebody has the lock
-	users int
-}
-
-// lock waits for the lock of name, for limit at most. The returned function gives it back.
-func (l *locks) lock(ctx context.Context, name string, limit time.Duration) (unlock func(), err error) {
-	l.mu.Lock()
-	if l.held == nil {
-		l.held = map[string]*heldLock{}
-	}
-	h := l.held[name]
-	if h == nil {
-		h = &heldLock{token: make(chan struct{}, 1)}
-		l.held[name] = h
-	}
-	h.users++
-	l.mu.Unlock()
-	leave := func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if h.users--; h.users == 0 {
-			delete(l.held, name)
-		}
-	}
-	select {
-	case h.token <- struct{}{}:
-		return func() { <-h.token; leave() }, nil
-	case <-time.After(limit):
-		leave()
-		return nil, fmt.Errorf("lxd: %s: %w", name, errBusy)
-	case <-ctx.Done():
-		leave()
-		return nil, fmt.Errorf("lxd: %w", ctx.Err())
-	}
 }

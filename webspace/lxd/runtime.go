@@ -18,6 +18,7 @@ import (
 	"github.com/lxc/lxd/shared/api"
 
 	"github.com/netsoc/webspaced/webspace"
+	"github.com/netsoc/webspaced/webspace/internal/keylock"
 )
 
 // Options say where the engine is and what instances are made with. The zero value is the engine of this host, whichever
@@ -70,7 +71,7 @@ type Runtime struct {
 	reserved map[netip.Addr]bool // addresses of instances that are being created
 	reading  *reading            // the latest of leases, or nil
 
-	writers locks // one writer of an instance's record at a time
+	writers keylock.Locks[string] // one writer of an instance's record at a time
 }
 
 var _ interface {

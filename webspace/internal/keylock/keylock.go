@@ -1,12 +1,13 @@
-package webspace
+// Package keylock has mutexes by key.
+package keylock
 
 import (
 	"context"
 	"sync"
 )
 
-// locks are mutexes by key. They exist while somebody holds or wants them.
-type locks[K comparable] struct {
+// Locks are mutexes by key. They exist while somebody holds or wants them. The zero value has none.
+type Locks[K comparable] struct {
 	mu   sync.Mutex
 	held map[K]*lock
 }
@@ -16,8 +17,8 @@ type lock struct {
 	users int
 }
 
-// lock waits for the lock of key until ctx ends. The returned function gives it back.
-func (l *locks[K]) lock(ctx context.Context, key K) (unlock func(), err error) {
+// Lock waits for the lock of key until ctx ends, and then returns its error. The returned function gives the lock back.
+func (l *Locks[K]) Lock(ctx context.Context, key K) (unlock func(), err error) {
 	l.mu.Lock()
 	if l.held == nil {
 		l.held = make(map[K]*lock)
