@@ -31,12 +31,13 @@ var below = map[string][]string{
 	"proxy":       {},
 	"webspace":    {"identity", "provider", "tlsprovider", "proxy"},
 	"openapi":     {"webspace", "identity", "provider", "tlsprovider", "proxy"},
+	"metrics":     {"webspace", "identity", "provider", "tlsprovider", "proxy"},
 }
 
 // core packages pull in none of these modules, so that who embeds one pays only for the backends that they choose.
 var (
 	core    = []string{"webspace", "provider", "tlsprovider", "identity", "proxy"}
-	backend = regexp.MustCompile(`(^|[./])k8s\.io/|^github\.com/(lxc|canonical)/|redis|traefik|cert-manager`)
+	backend = regexp.MustCompile(`(^|[./])k8s\.io/|^github\.com/(lxc|canonical)/|redis|traefik|cert-manager|prometheus`)
 )
 
 func TestImportsPointDownwards(t *testing.T) {

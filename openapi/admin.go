@@ -3,10 +3,13 @@ package openapi
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/netsoc/webspaced/identity"
 	"github.com/netsoc/webspaced/webspace"
@@ -71,5 +74,8 @@ func (h handlers) GetLivez(context.Context, GetLivezRequestObject) (GetLivezResp
 }
 
 func (h handlers) GetReadyz(context.Context, GetReadyzRequestObject) (GetReadyzResponseObject, error) {
+	if h.leaving.Load() {
+		return nil, fmt.Errorf("the daemon is about to end: %w", errdefs.ErrUnavailable)
+	}
 	return GetReadyz204Response{}, h.gate.Ready()
 }

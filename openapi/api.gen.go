@@ -466,7 +466,7 @@ type ClientInterface interface {
 
 	// GetReadyz Whether the server is ready
 	//
-	// It is once it has read all webspaces for the first time. No token is needed.
+	// It is from when it has read all webspaces for the first time until it is told to end. No token is needed.
 	//
 	// Corresponds with GET /readyz (the `GetReadyz` operationId).
 	GetReadyz(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -712,7 +712,7 @@ func (c *Client) GetLivez(ctx context.Context, reqEditors ...RequestEditorFn) (*
 
 // GetReadyz Whether the server is ready
 //
-// It is once it has read all webspaces for the first time. No token is needed.
+// It is from when it has read all webspaces for the first time until it is told to end. No token is needed.
 //
 // Corresponds with GET /readyz (the `GetReadyz` operationId).
 func (c *Client) GetReadyz(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2206,7 +2206,7 @@ type ClientWithResponsesInterface interface {
 
 	// GetReadyzWithResponse Whether the server is ready
 	//
-	// It is once it has read all webspaces for the first time. No token is needed.
+	// It is from when it has read all webspaces for the first time until it is told to end. No token is needed.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -4966,7 +4966,7 @@ func (c *ClientWithResponses) GetLivezWithResponse(ctx context.Context, reqEdito
 
 // GetReadyzWithResponse Whether the server is ready
 //
-// It is once it has read all webspaces for the first time. No token is needed.
+// It is from when it has read all webspaces for the first time until it is told to end. No token is needed.
 //
 // Returns a wrapper object for the known response body format(s).
 //

@@ -3,6 +3,7 @@ package openapi
 import (
 	"context"
 	"net/http"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 
@@ -16,6 +17,7 @@ type handlers struct {
 	sessions *sessions
 	images   *kept[[]webspace.Image]
 	health   *kept[struct{}]
+	leaving  *atomic.Bool // the daemon is about to end
 }
 
 var _ StrictServerInterface = handlers{}

@@ -30,8 +30,8 @@ func callOf(r *http.Request) *call {
 }
 
 // accessLog gives each request an ID and writes a line for it: who it came from only as a token has proven it, and
-// neither token nor query.
-func accessLog(log *slog.Logger, mux *http.ServeMux, next http.Handler) http.Handler {
+// neither token nor query. ended is told of each as well, by the pattern of the mux.
+func accessLog(log *slog.Logger, mux *http.ServeMux, ended func(pattern string, status int, took time.Duration), next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
 		c := &call{id: rand.Text()}
@@ -40,13 +40,15 @@ func accessLog(log *slog.Logger, mux *http.ServeMux, next http.Handler) http.Han
 		defer func() {
 			level := slog.LevelInfo
 			switch r.URL.Path {
-			case "/health", "/livez", "/readyz":
+			case "/health", "/livez", "/readyz", "/metrics":
 				level = slog.LevelDebug // machines ask for these all day long
 			}
 			_, route := mux.Handler(r)
+			took := time.Since(began)
+			ended(route, recorder.status, took)
 			attrs := []slog.Attr{
 				slog.String("method", r.Method), slog.String("path", head(r.URL.Path, 256)), slog.String("route", route),
-				slog.Int("status", recorder.status), slog.Int64("bytes", recorder.bytes), slog.Duration("took", time.Since(began)),
+				slog.Int("status", recorder.status), slog.Int64("bytes", recorder.bytes), slog.Duration("took", took),
 				slog.String("remote", r.RemoteAddr), slog.String("request_id", c.id),
 			}
 			if c.user.ID > 0 {

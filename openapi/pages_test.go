@@ -2,15 +2,19 @@ package openapi_test
 
 import (
 	"compress/gzip"
+	"fmt"
 	"io"
+	"net/http"
 	"net/http/httptest"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/netsoc/webspaced/openapi"
+	"github.com/netsoc/webspaced/webspace/runtimetest"
 )
 
 // TestPages loads what the documentation's page refers to: all of it is here.
@@ -50,4 +54,24 @@ func TestPages(t *testing.T) {
 	}
 	require.Equal(t, 404, a.as(t, "", "GET", "/swagger/oauth2-redirect.html", "").StatusCode)
 	require.True(t, strings.Contains(a.as(t, "", "GET", "/v1/images", "").Header.Get("Content-Security-Policy"), "default-src 'none'; frame-ancestors"))
+}
+
+// TestMetrics: they are served to whoever asks, if there are any, and what was asked is told by operation.
+func TestMetrics(t *testing.T) {
+	require.Equal(t, 404, newAPI(t, nil).as(t, "", "GET", "/metrics", "").StatusCode)
+
+	var observed []string
+	runtime := runtimetest.NewFake(nil)
+	t.Cleanup(func() { require.NoError(t, runtime.Close()) })
+	a := newAPIOn(t, runtime, &openapi.Options{
+		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "up 1\n") }),
+		Observe: func(operation string, status int, _ time.Duration) {
+			observed = append(observed, fmt.Sprint(operation, " ", status))
+		},
+	})
+	require.Equal(t, "up 1\n", bodyOf(t, a.as(t, "", "GET", "/metrics", "")))
+	require.Equal(t, 405, a.as(t, "", "POST", "/metrics", "").StatusCode)
+	require.Equal(t, 401, a.as(t, "", "GET", "/v1/webspace/alice", "").StatusCode)
+	require.Equal(t, 404, a.as(t, "alice-token", "GET", "/v1/nothing/alice", "").StatusCode)
+	require.Equal(t, []string{"other 200", "other 405", "getWebspace 401", "other 404"}, observed)
 }

@@ -45,6 +45,14 @@ func newRequestChecker(gate *access.Gate, limits *limiter, fail func(http.Respon
 	return c
 }
 
+// operation returns the ID of the operation that is served under a pattern of the mux, "other" if none is.
+func (c *requestChecker) operation(pattern string) string {
+	if route, ok := c.routes[pattern]; ok {
+		return route.Operation.OperationID
+	}
+	return "other"
+}
+
 // middleware wraps one operation.
 func (c *requestChecker) middleware(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -44,6 +45,13 @@ type Options struct {
 	Recheck time.Duration
 	// Limits bound what one user asks for.
 	Limits Limits
+	// Metrics is served at GET /metrics, to everybody whom it does not turn away itself: it is no part of the document
+	// and asks for no token of a user [nothing].
+	Metrics http.Handler
+	// Observe is told of each request that has been answered, from several goroutines at a time: the operation of the
+	// document, or "other", the status, and how long it took, which for what streams is as long as it was open. It must
+	// not block [nobody].
+	Observe func(operation string, status int, took time.Duration)
 }
 
 func (o *Options) withDefaults() Options {
@@ -66,6 +74,7 @@ type Server struct {
 	next     http.Handler
 	sessions *sessions
 	origins  origins
+	leaving  *atomic.Bool
 	log      *slog.Logger
 }
 
@@ -76,6 +85,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.next.Serv
 // or ctx ends. From now on there are no new ones. [http.Server.Shutdown] knows nothing of terminals and waits for streams
 // for ever, so call both at the same time.
 func (s *Server) Shutdown(ctx context.Context) error { return s.sessions.shutdown(ctx) }
+
+// Unready has /readyz say from now on that no more requests should be sent here. They are answered all the same.
+func (s *Server) Unready() { s.leaving.Store(true) }
 
 // NewServer returns a server of the API, with its documentation at /swagger. auth says who a bearer token belongs to, dir
 // finds the users whose webspaces an admin asks for.
@@ -95,12 +107,12 @@ func NewServer(manager *webspace.Manager, auth identity.Authenticator, dir ident
 	}
 	gate := access.NewGate(manager, auth, dir)
 	check := newRequestChecker(gate, newLimiter(o.Limits), fail)
-	s := &Server{sessions: newSessions(gate, o.Recheck, fail), origins: o.AllowedOrigins, log: o.Logger}
+	s := &Server{sessions: newSessions(gate, o.Recheck, fail), origins: o.AllowedOrigins, leaving: new(atomic.Bool), log: o.Logger}
 	mux := http.NewServeMux()
 	refuse := func(w http.ResponseWriter, r *http.Request, err error) {
 		fail(w, r, fmt.Errorf("%s: %w", describe(err), errdefs.ErrInvalidArgument))
 	}
-	strict := NewStrictHandlerWithOptions(handlers{gate, s.sessions, newKept[[]webspace.Image](), newKept[struct{}]()}, nil, StrictHTTPServerOptions{RequestErrorHandlerFunc: refuse, ResponseErrorHandlerFunc: fail})
+	strict := NewStrictHandlerWithOptions(handlers{gate, s.sessions, newKept[[]webspace.Image](), newKept[struct{}](), s.leaving}, nil, StrictHTTPServerOptions{RequestErrorHandlerFunc: refuse, ResponseErrorHandlerFunc: fail})
 	HandlerWithOptions(strict, StdHTTPServerOptions{
 		BaseRouter:  mux,
 		Middlewares: []MiddlewareFunc{check.middleware},
@@ -113,7 +125,16 @@ func NewServer(manager *webspace.Manager, auth identity.Authenticator, dir ident
 		mux.Handle(pattern, check.middleware(s.sessions.handler(serve)))
 	}
 	addPages(mux)
-	s.next = accessLog(o.Logger, mux, cors(s.origins, guard(mux, fail)))
+	if o.Metrics != nil {
+		mux.Handle("GET /metrics", o.Metrics)
+	}
+	ended := func(string, int, time.Duration) {}
+	if o.Observe != nil {
+		ended = func(pattern string, status int, took time.Duration) {
+			o.Observe(check.operation(pattern), status, took)
+		}
+	}
+	s.next = accessLog(o.Logger, mux, ended, cors(s.origins, guard(mux, fail)))
 	return s
 }
 

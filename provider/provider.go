@@ -147,6 +147,8 @@ type Provider interface {
 	// neither. Each change is tried whether or not others fail; failures are joined errors of type [*RouteError],
 	// among them AlreadyExists when something that is not this deployment's is in the place of a put. When nothing
 	// at all can be done (the store is away), one plain error says so. When ctx ends half-way, what is done stays done.
+	//
+	// The daemon's first Apply puts all routes that do not stand yet, even if there are none.
 	Apply(ctx context.Context, changes Changes) error
 }
 

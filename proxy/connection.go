@@ -35,6 +35,7 @@ type carrier struct {
 	cancel  context.CancelCauseFunc
 	running sync.WaitGroup
 
+	received, sent                    atomic.Uint64 // bytes, see ForwarderStats
 	dialErrors, clientsGone, failures atomic.Uint64
 }
 
@@ -55,6 +56,7 @@ func newCarrier(c *carrier, limits HoldLimits) *carrier {
 	if limits.Total <= 0 {
 		limits.Total = MaxConns()
 	}
+	limits.Wakes = -1
 	c.connections = NewHolds(&limits)
 	c.dialer = newDialer()
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
@@ -151,7 +153,7 @@ func (c *connection) connect() (Endpoint, *net.TCPConn, error) {
 			return Endpoint{}, nil, err
 		}
 	}
-	release, err := c.holds.Acquire(c.target.Webspace, c.source)
+	release, err := c.holds.hold(c.activator, c.target.Webspace, c.source)
 	if err != nil {
 		return Endpoint{}, nil, err
 	}
@@ -182,7 +184,12 @@ func (c *connection) connect() (Endpoint, *net.TCPConn, error) {
 
 // dial connects to an endpoint, which then has what the client has sent before. If that fails, the endpoint is given back.
 func (c *connection) dial(ctx context.Context, endpoint Endpoint) (*net.TCPConn, error) {
-	conn, err := c.dialer.DialContext(ctx, "tcp", endpoint.Address.String())
+	var conn net.Conn
+	var err error
+	var dialling sync.WaitGroup
+	// Dialling makes a stack grow that the connection then has for as long as it lives.
+	dialling.Go(func() { conn, err = c.dialer.DialContext(ctx, "tcp", endpoint.Address.String()) })
+	dialling.Wait()
 	if err == nil {
 		err = c.begin(conn)
 	}
@@ -281,14 +288,14 @@ func (c *connection) splice(target *net.TCPConn) {
 	idle.Reset(limit)
 	defer idle.Stop()
 	var back sync.WaitGroup
-	back.Go(func() { pass(c.client, target, &c.clientShut, &c.targetShut) })
-	pass(target, c.client, &c.targetShut, &c.clientShut)
+	back.Go(func() { pass(c.client, target, &c.clientShut, &c.targetShut, &c.sent) })
+	pass(target, c.client, &c.targetShut, &c.clientShut, &c.received)
 	back.Wait()
 }
 
 // pass moves what comes from one side to the other, and how it ends: with an end or with a reset.
-func pass(to, from *net.TCPConn, toShut, fromShut *atomic.Bool) {
-	_, err := to.ReadFrom(from)
+func pass(to, from *net.TCPConn, toShut, fromShut *atomic.Bool, moved *atomic.Uint64) {
+	err := move(to, from, moved)
 	// Of the two who use a connection that is reset, the kernel tells only one; to the other it looks like an end. So it
 	// is asked. When both sides have ended properly, it is closed as well, and the order of the two questions matters.
 	if isClosed(from) && (err != nil || !fromShut.Load()) {

@@ -131,6 +131,9 @@ func (x *exchange) try(r *http.Request, endpoint Endpoint) (*http.Response, erro
 		x.gateway.opts.Logger.DebugContext(x.ctx, "dial failed", "webspace", x.target.Webspace,
 			"address", endpoint.Address, "error", err)
 	}
+	if err == nil && endpoint.FirstByte != nil {
+		endpoint.FirstByte()
+	}
 	if err == nil && response.StatusCode == http.StatusSwitchingProtocols {
 		x.tunnel = response.Body // ReverseProxy does not close it if it was not asked to switch
 	}
@@ -158,7 +161,7 @@ func (x *exchange) acquire() error {
 		return nil
 	}
 	var err error
-	x.unhold, err = x.gateway.opts.Holds.Acquire(x.target.Webspace, x.gateway.peers.source(x.request))
+	x.unhold, err = x.gateway.opts.Holds.hold(x.gateway.activator, x.target.Webspace, x.gateway.peers.source(x.request))
 	return err
 }
 
@@ -317,7 +320,7 @@ func (x *exchange) WriteHeader(status int) {
 	// An answer that does not wait for the whole request is passed on as such: net/http would first read the rest of
 	// the body, and take it away from the target. The connection can not be used again, as what follows on it might
 	// be the rest of this request.
-	if x.request.ProtoMajor == 1 && !x.body.finished() {
+	if x.request.ProtoMajor == 1 && !x.body.finished() || x.gateway.yielding.Load() {
 		x.Header().Set("Connection", "close")
 	}
 	x.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -22,7 +23,8 @@ type ForwarderOptions struct {
 	Holds *Holds
 	// HoldTimeout is the longest time that a connection waits for its target: 50 seconds.
 	HoldTimeout time.Duration
-	// Limits bound all connections, held or not: 1024 to one webspace, 64 from one source, and [MaxConns] in total.
+	// Limits bound all connections, held or not: 1024 to one webspace, 64 from one source, and [MaxConns] in total. Their
+	// wakes mean nothing; those of Holds count.
 	Limits HoldLimits
 	// IdleTimeout ends a connection on which nothing has come from either side for that long: 1 hour. It takes Linux.
 	IdleTimeout time.Duration
@@ -32,6 +34,11 @@ type ForwarderOptions struct {
 	// ProxyProtocol makes each connection to a target begin with a PROXY header, version 2, that says who the client is.
 	// Whatever listens there must expect it.
 	ProxyProtocol bool
+	// Shared has the ports opened as [Listen] does, so that a successor can take them over: see [Forwarder.Yield].
+	Shared bool
+	// Replaces has ports opened that another process of this user shares, which is the one to take over from. Without it
+	// they count as taken: it may be somebody else's daemon.
+	Replaces bool
 	// Logger gets a debug record for each connection that failed, and a warning where the cause is neither the client
 	// nor the target. Default: nothing is logged.
 	Logger *slog.Logger
@@ -62,6 +69,10 @@ type ForwarderStats struct {
 	DialErrors   uint64 // tries to connect to an endpoint that failed; the connection was then held, or went on being held
 	ClientsGone  uint64 // clients that left before they were connected; scans of ports, for example
 	Failures     uint64 // connections whose target could not be reached in time
+
+	// Bytes from clients to targets and from targets to clients. Of a connection that is open the last few megabytes are
+	// not among them.
+	Received, Sent uint64
 
 	// How many were refused, by the limit that they hit.
 	RefusedWebspace, RefusedSource, RefusedTotal uint64
@@ -139,6 +150,7 @@ func (f *Forwarder) Stats() ForwarderStats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	stats := f.stats
+	stats.Received, stats.Sent = f.received.Load(), f.sent.Load()
 	stats.Forwards = len(f.ports)
 	for _, w := range f.ports {
 		if w.err != nil {
@@ -168,21 +180,47 @@ func (f *Forwarder) Shutdown(ctx context.Context) error {
 }
 
 func (f *Forwarder) listen(w *forward) (net.Listener, error) {
-	config := net.ListenConfig{
-		// What is accepted has the options of the listener.
-		Control:         abandonUnacknowledged,
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 3},
-	}
-	config.SetMultipathTCP(false) // the kernel does not splice it
 	host := ""
 	if f.opts.ListenAddress.IsValid() {
 		host = f.opts.ListenAddress.String()
 	}
-	l, err := config.Listen(w.ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(w.port)))
-	if err == nil && len(f.opts.TrustedProxies) > 0 {
-		l = ProxyProtocol(l, f.opts.TrustedProxies)
+	address := net.JoinHostPort(host, strconv.Itoa(w.port))
+	// What is accepted has the options of the listener.
+	if f.opts.Shared {
+		if shared, err := CheckListen(w.ctx, address); err != nil {
+			return nil, err
+		} else if shared && !f.opts.Replaces {
+			return nil, fmt.Errorf("listen %s: another process of this user has it: %w", address, syscall.EADDRINUSE)
+		}
+		return f.told(listenShared(w.ctx, address, abandonUnacknowledged))
 	}
-	return l, err
+	config := net.ListenConfig{Control: abandonUnacknowledged, KeepAliveConfig: keepAlive}
+	config.SetMultipathTCP(false) // the kernel does not splice it
+	return f.told(config.Listen(w.ctx, "tcp", address))
+}
+
+// told has what balancers say of their clients read.
+func (f *Forwarder) told(l net.Listener, err error) (net.Listener, error) {
+	if err != nil || len(f.opts.TrustedProxies) == 0 {
+		return l, err
+	}
+	return ProxyProtocol(l, f.opts.TrustedProxies), nil
+}
+
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 3}
+
+// Yield leaves what connects to the ports from now on to a successor that has opened them, as the function of that name
+// does; they stay open until Shutdown.
+func (f *Forwarder) Yield() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var errs []error
+	for _, w := range f.ports {
+		if w.listener != nil {
+			errs = append(errs, Yield(w.listener))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (f *Forwarder) count(change func(*ForwarderStats)) {

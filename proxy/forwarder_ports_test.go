@@ -71,6 +71,28 @@ func TestForwarderPortTaken(t *testing.T) {
 	require.True(t, errdefs.IsNotFound(h.Status(port)))
 }
 
+// A port that another forwarder shares is taken, unless it is there to take over.
+func TestForwarderReplaces(t *testing.T) {
+	first := forwarder(t, running(echo(t)), &proxy.ForwarderOptions{Shared: true})
+	port := first.open(t, db)
+	stranger := forwarder(t, running(echo(t)), &proxy.ForwarderOptions{Shared: true})
+	stranger.Forward(port, db)
+	require.ErrorIs(t, stranger.Status(port), syscall.EADDRINUSE)
+	stranger.Unforward(port)
+	successor := forwarder(t, running(echo(t)), &proxy.ForwarderOptions{Shared: true, Replaces: true})
+	successor.Forward(port, db)
+	require.NoError(t, successor.Status(port))
+	require.NoError(t, first.Yield())
+	for range 50 {
+		conn := dialPort(t, port)
+		echoes(t, conn, "x")
+		require.NoError(t, conn.Close())
+	}
+	require.EqualValues(t, 50, successor.Stats().Accepted)
+	require.NoError(t, first.Shutdown(t.Context()))
+	echoes(t, dialPort(t, port), "x")
+}
+
 func TestForwarderChanges(t *testing.T) {
 	name := func(name string) netip.AddrPort {
 		return server(t, func(conn *net.TCPConn) { _, _ = io.WriteString(conn, name); _, _ = io.Copy(io.Discard, conn) })

@@ -231,6 +231,25 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // What was cut off does not look like an end on the other side.
+// TestForwarderCountsBytes moves more than is counted at once, which arrives whole.
+func TestForwarderCountsBytes(t *testing.T) {
+	const size = 40<<20 + 7
+	var got int64
+	h := forwarder(t, running(server(t, func(conn *net.TCPConn) {
+		got, _ = io.Copy(io.Discard, conn)
+		_, _ = io.WriteString(conn, "thanks")
+	})), nil)
+	client := dialPort(t, h.open(t, proxy.Target{Webspace: "alice", Port: 1}))
+	_, err := client.Write(make([]byte, size))
+	require.NoError(t, err)
+	require.NoError(t, client.CloseWrite())
+	answer, err := io.ReadAll(client)
+	require.NoError(t, err)
+	require.Equal(t, "thanks", string(answer))
+	require.EqualValues(t, size, got)
+	eventually(t, "counted", func() bool { return h.Stats().Received == size && h.Stats().Sent == 6 })
+}
+
 func TestForwarderPassesResetsOn(t *testing.T) {
 	for range 50 {
 		ended := make(chan error, 1)
@@ -263,7 +282,7 @@ func TestForwarderPassesResetsOn(t *testing.T) {
 // Whoever only looks whether a port is open boots nothing.
 func TestForwarderScan(t *testing.T) {
 	activator := &fakeActivator{}
-	h := forwarder(t, activator, nil)
+	h := forwarder(t, activator, &proxy.ForwarderOptions{Limits: proxy.HoldLimits{Source: 100}})
 	port := h.open(t, db)
 	for i := range 100 {
 		conn := dialPort(t, port)

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -67,6 +68,7 @@ type Gateway struct {
 	transport transport
 	proxy     *httputil.ReverseProxy
 	server    *http.Server
+	yielding  atomic.Bool // answers are the last ones on their connections
 
 	mu      sync.Mutex
 	live    map[*exchange]struct{}
@@ -160,6 +162,10 @@ func NewGateway(router Router, activator Activator, opts *GatewayOptions) *Gatew
 // then or when l breaks. A listener of TLS connections, as that of a [TLSGateway], may negotiate "h2"; HTTP/2 without TLS is not spoken, as it would
 // be one more way around whatever is in front. It may be called for several listeners.
 func (g *Gateway) Serve(l net.Listener) error { return g.server.Serve(l) }
+
+// Yield ends each connection with its next answer from now on, so that clients open new ones, to a successor: see the
+// function of that name, for the listeners. Requests are served as before.
+func (g *Gateway) Yield() { g.yielding.Store(true) }
 
 // Shutdown closes the listeners, then waits for the requests and upgraded connections that are under way, held ones among
 // them. When ctx ends before they do, held requests are answered with 503, the rest is cut off, and the error is ctx's.

@@ -11,14 +11,20 @@ import (
 
 // HoldLimits bound [Holds]. Zero means the default.
 type HoldLimits struct {
-	// Webspace is how many may wait for one webspace: 1024, about a tenth of Total, so that no webspace crowds out
-	// the others.
+	// Webspace is how many may wait for one webspace: 1024, which is about a tenth of the default Total, and never more
+	// than a quarter of Total, so that no webspace crowds out the others.
 	Webspace int
 	// Source is how many may wait from one client: 64. A client is an IPv4 address, or an IPv6 network of 64 bits,
 	// because whoever has one address there has all of them.
 	Source int
 	// Total is how many may wait at all: 10,000.
 	Total int
+	// Wakes is how many webspaces one network may wake in a row: 20; negative: any number. A network is an IPv4 one of
+	// 24 bits or an IPv6 one of 56, which is what one customer has. Whoever is the first to wait for a webspace wakes it,
+	// unless it runs; all who join in the wait do not.
+	Wakes int
+	// WakeInterval is how long it takes until a network may wake one more: 10 seconds.
+	WakeInterval time.Duration
 }
 
 // Holds counts the requests and connections that wait for a target to take connections, and refuses those that are too
@@ -32,6 +38,7 @@ type Holds struct {
 	stats     HoldStats
 	webspaces map[string]int
 	sources   map[netip.Prefix]int
+	wakes     wakes
 }
 
 // HoldStats say how full [Holds] are.
@@ -40,8 +47,13 @@ type HoldStats struct {
 	Webspaces int // that are waited for now
 	Sources   int // that wait now
 
+	Ended  uint64        // that have waited, since the start
+	Waited time.Duration // all of those together
+
 	// How many were refused since the start, by the limit that they hit.
 	RefusedWebspace, RefusedSource, RefusedTotal uint64
+	// RefusedWakes is how many were refused because their network has woken too many webspaces.
+	RefusedWakes uint64
 }
 
 // NewHolds returns Holds in which nobody waits. nil limits are the defaults.
@@ -50,17 +62,39 @@ func NewHolds(limits *HoldLimits) *Holds {
 	if limits != nil {
 		h.limits = *limits
 	}
-	for limit, fallback := range map[*int]int{&h.limits.Webspace: 1024, &h.limits.Source: 64, &h.limits.Total: 10_000} {
-		if *limit <= 0 {
-			*limit = fallback
-		}
+	l := &h.limits
+	if l.Total <= 0 {
+		l.Total = 10_000
 	}
+	if l.Webspace <= 0 {
+		l.Webspace = max(min(1024, l.Total/4), 1)
+	}
+	if l.Source <= 0 {
+		l.Source = 64
+	}
+	if l.Wakes == 0 {
+		l.Wakes = 20
+	}
+	if l.WakeInterval <= 0 {
+		l.WakeInterval = 10 * time.Second
+	}
+	h.wakes = newWakes(l.Wakes, l.WakeInterval)
 	return h
 }
 
-// Acquire lets one more wait for a webspace, until release is called; calling it again does nothing. It never blocks.
-// The error is a [*Failure] of class ResourceExhausted.
+// Acquire lets one more wait for a webspace that does not run, until release is called; calling it again does nothing. It
+// never blocks. The error is a [*Failure] of class ResourceExhausted.
 func (h *Holds) Acquire(webspace string, source netip.Addr) (release func(), err error) {
+	return h.acquire(webspace, source, false)
+}
+
+// hold is Acquire for a webspace of which activator may know that it runs.
+func (h *Holds) hold(activator Activator, webspace string, source netip.Addr) (release func(), err error) {
+	runner, ok := activator.(Runner)
+	return h.acquire(webspace, source, ok && runner.Runs(webspace))
+}
+
+func (h *Holds) acquire(webspace string, source netip.Addr, runs bool) (release func(), err error) {
 	network := sourceNetwork(source)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -75,6 +109,16 @@ func (h *Holds) Acquire(webspace string, source netip.Addr) (release func(), err
 		h.stats.RefusedSource++
 		return nil, tooMany("Too many requests from your address are waiting.", "source", h.limits.Source)
 	}
+	began := time.Now()
+	if !runs && h.webspaces[webspace] == 0 && h.limits.Wakes > 0 {
+		if wait := h.wakes.take(source, began); wait > 0 {
+			h.stats.RefusedWakes++
+			return nil, &Failure{
+				Reason: "Too many webspaces had to be started for your network.", RetryAfter: wait,
+				Err: fmt.Errorf("%d wakes in a row from %s: %w", h.limits.Wakes, source, errdefs.ErrResourceExhausted),
+			}
+		}
+	}
 	h.stats.Held++
 	h.webspaces[webspace]++
 	h.sources[network]++
@@ -82,6 +126,8 @@ func (h *Holds) Acquire(webspace string, source netip.Addr) (release func(), err
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.stats.Held--
+		h.stats.Ended++
+		h.stats.Waited += time.Since(began)
 		decrement(h.webspaces, webspace)
 		decrement(h.sources, network)
 	}), nil
@@ -111,12 +157,17 @@ func decrement[K comparable](counts map[K]int, key K) {
 	}
 }
 
-func sourceNetwork(source netip.Addr) netip.Prefix {
+// sourceNetwork is what counts as one client.
+func sourceNetwork(source netip.Addr) netip.Prefix { return networkOf(source, 32, 64) }
+
+// networkOf returns the network of so many bits that an address is in. Unknown clients, which have the zero address, are
+// all in the zero network.
+func networkOf(source netip.Addr, bits4, bits6 int) netip.Prefix {
 	source = source.Unmap().WithZone("")
-	bits := 32
+	bits := bits4
 	if source.Is6() {
-		bits = 64
+		bits = bits6
 	}
-	network, _ := source.Prefix(bits) // the zero address has the zero network: unknown clients are one source
+	network, _ := source.Prefix(bits)
 	return network
 }

@@ -1,9 +1,14 @@
 package proxy_test
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -43,7 +48,10 @@ func TestHoldsLimits(t *testing.T) {
 			release()
 			release() // once more does nothing
 		}
-		require.Equal(t, proxy.HoldStats{RefusedWebspace: 1, RefusedSource: 1, RefusedTotal: 1}, h.Stats())
+		stats := h.Stats()
+		require.Positive(t, stats.Waited)
+		stats.Waited = 0
+		require.Equal(t, proxy.HoldStats{Ended: 4, RefusedWebspace: 1, RefusedSource: 1, RefusedTotal: 1}, stats)
 	})
 
 	t.Run("sources", func(t *testing.T) {
@@ -96,3 +104,99 @@ func TestHoldsConcurrent(t *testing.T) {
 	require.Zero(t, h.Stats().Webspaces)
 	require.Zero(t, h.Stats().Sources)
 }
+
+// Only who is the first to wait for a webspace wakes it.
+func TestHoldsWakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := proxy.NewHolds(nil)
+		address := func(s string) netip.Addr { return netip.MustParseAddr(s) }
+		woken := func(from string, n int) (woken int) {
+			for i := range n {
+				release, err := h.Acquire(fmt.Sprint("ws", i), address(from))
+				if err == nil {
+					woken++
+					release()
+				}
+			}
+			return woken
+		}
+		first, err := h.Acquire("popular", address("198.18.9.1"))
+		require.NoError(t, err)
+		for i := range 100 {
+			join, err := h.Acquire("popular", netip.AddrFrom4([4]byte{198, 18, 9, byte(i)}))
+			require.NoError(t, err)
+			defer join()
+		}
+		require.Equal(t, 19, woken("198.18.9.2", 500))
+		defer first()
+
+		require.Equal(t, 20, woken("198.18.0.1", 500), "a scan")
+		require.Zero(t, woken("198.18.0.200", 500), "its neighbour")
+		require.Equal(t, 20, woken("198.18.1.1", 20), "another network")
+		require.Equal(t, 20, woken("2001:db8::1", 500))
+		require.Zero(t, woken("2001:db8:0:ff::1", 500))
+		require.Equal(t, 20, woken("2001:db8:0:100::1", 20))
+
+		_, err = h.Acquire("late", address("198.18.0.1"))
+		require.True(t, errdefs.IsResourceExhausted(err))
+		failure, ok := errors.AsType[*proxy.Failure](err)
+		require.True(t, ok)
+		require.Equal(t, 10*time.Second, failure.RetryAfter)
+		time.Sleep(failure.RetryAfter)
+		require.Equal(t, 1, woken("198.18.0.1", 500))
+		time.Sleep(time.Hour)
+		require.Equal(t, 20, woken("198.18.0.1", 500), "no more than that comes together")
+		require.Positive(t, h.Stats().RefusedWakes)
+
+		h = proxy.NewHolds(&proxy.HoldLimits{Wakes: -1})
+		require.Equal(t, 500, woken("198.18.0.1", 500))
+	})
+}
+
+// A scan of every port boots what one network may boot, and nobody pays for a webspace that runs.
+func TestForwarderWakes(t *testing.T) {
+	address := echo(t)
+	const ports = 60
+	var woken sync.Map
+	activator := &fakeActivator{activate: func(_ context.Context, target proxy.Target) (netip.AddrPort, error) {
+		woken.Store(target.Webspace, true)
+		return address, nil
+	}}
+	h := forwarder(t, activator, &proxy.ForwarderOptions{Holds: proxy.NewHolds(&proxy.HoldLimits{Wakes: 5, WakeInterval: time.Hour})})
+	var group sync.WaitGroup
+	var served atomic.Int64
+	for i := range ports {
+		port := h.open(t, proxy.Target{Webspace: fmt.Sprint("ws", i), Port: 22})
+		group.Go(func() {
+			conn := dialPort(t, port)
+			_, _ = conn.Write([]byte("x"))
+			if n, _ := conn.Read(make([]byte, 1)); n == 1 {
+				served.Add(1)
+			}
+		})
+	}
+	group.Wait()
+	booted := 0
+	woken.Range(func(any, any) bool { booted++; return true })
+	require.Equal(t, 5, booted)
+	require.EqualValues(t, 5, served.Load())
+	require.EqualValues(t, ports-5, h.Stats().Holds.RefusedWakes)
+
+	running := &awake{fakeActivator: activator}
+	f := proxy.NewForwarder(running, &proxy.ForwarderOptions{
+		ListenAddress: loopback, Holds: proxy.NewHolds(&proxy.HoldLimits{Wakes: 1, WakeInterval: time.Hour}),
+	})
+	defer func() { require.NoError(t, f.Shutdown(t.Context())) }()
+	all := &harbour{f, activator}
+	for i := range 10 {
+		conn := dialPort(t, all.open(t, proxy.Target{Webspace: fmt.Sprint("ws", i), Port: 22}))
+		echoes(t, conn, "x")
+		require.NoError(t, conn.Close())
+	}
+	require.Zero(t, f.Stats().Holds.RefusedWakes)
+}
+
+// awake has webspaces that all run, although nobody knows yet whether they take connections.
+type awake struct{ *fakeActivator }
+
+func (awake) Runs(string) bool { return true }

@@ -1,7 +1,9 @@
 package proxy
 
 import (
+	"io"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +25,54 @@ func presenceOf(fd uintptr) presence {
 		return gone
 	}
 	return quiet
+}
+
+// move moves all that comes from one side to the other, until its end or an error, and counts it on the way.
+//
+// splice(2) takes a pipe, and net.TCPConn keeps it for as long as it waits: four descriptors and two pipes for each
+// connection on which nothing happens. So it is only asked to move what has come already.
+func move(to, from *net.TCPConn, moved *atomic.Uint64) error {
+	raw, err := from.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var came int
+	var failed error
+	peeked := make([]byte, 1)
+	arrived := func(fd uintptr) bool {
+		came, failed = unread(int(fd), peeked)
+		return failed != unix.EAGAIN
+	}
+	part := io.LimitedReader{R: from}
+	for {
+		if err := raw.Read(arrived); err != nil {
+			return err
+		}
+		if came == 0 || failed != nil {
+			return failed
+		}
+		part.N = int64(came)
+		n, err := to.ReadFrom(&part)
+		moved.Add(uint64(n))
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// unread returns how many bytes have come and were not read; 0 at the end. The error is EAGAIN if nothing has come.
+func unread(fd int, peeked []byte) (int, error) {
+	n, _, err := unix.Recvfrom(fd, peeked, unix.MSG_PEEK)
+	for err == unix.EINTR {
+		n, _, err = unix.Recvfrom(fd, peeked, unix.MSG_PEEK)
+	}
+	if err != nil || n == 0 {
+		return 0, err
+	}
+	if all, err := unix.IoctlGetInt(fd, unix.SIOCINQ); err == nil {
+		n = max(n, all)
+	}
+	return n, nil
 }
 
 // sinceReceived returns how long ago the peer has sent something, or was connected.

@@ -3,7 +3,9 @@
 package proxy
 
 import (
+	"io"
 	"net"
+	"sync/atomic"
 	"time"
 )
 
@@ -13,3 +15,17 @@ func presenceOf(uintptr) presence { return quiet }
 func sinceReceived(*net.TCPConn) time.Duration { return 0 }
 
 func isClosed(*net.TCPConn) bool { return false }
+
+// move moves all that comes from one side to the other, until its end or an error, and counts it on the way.
+func move(to, from *net.TCPConn, moved *atomic.Uint64) error {
+	for {
+		n, err := to.ReadFrom(&io.LimitedReader{R: from, N: counted})
+		moved.Add(uint64(n))
+		if err != nil || n < counted {
+			return err
+		}
+	}
+}
+
+// counted is after how many bytes they are counted.
+const counted = 1 << 20

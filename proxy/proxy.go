@@ -54,6 +54,13 @@ type Activator interface {
 	Activate(ctx context.Context, t Target) (Endpoint, error)
 }
 
+// Runner is what an [Activator] is as well that knows which webspaces run. To wait for one of those boots nothing, and so
+// takes nothing from what the limits of [Holds] allow.
+type Runner interface {
+	// Runs reports whether a webspace runs, or has been told to. It never blocks.
+	Runs(webspace string) bool
+}
+
 // Endpoint is the right to connect to an address. While it is held, what answers there is in use: it is not stopped
 // for being idle, and a stop that is asked for waits a moment for it.
 type Endpoint struct {
@@ -61,6 +68,9 @@ type Endpoint struct {
 	// Release gives the endpoint back and must be called once. An err that is not nil says that nothing could be
 	// reached at Address, so that the next Activate looks at the truth again.
 	Release func(err error)
+	// FirstByte is nil, or wants to be called, at most once, when the first byte of an answer has come, by those who see
+	// it. It does not block.
+	FirstByte func()
 }
 
 // Failure is why a target can not be reached, in words for whoever asked.

@@ -18,6 +18,7 @@ var (
 	_ proxy.Router    = (*Manager)(nil)
 	_ proxy.TLSRouter = (*Manager)(nil)
 	_ proxy.Activator = (*Manager)(nil)
+	_ proxy.Runner    = (*Manager)(nil)
 )
 
 // activation is the part of a webspace's entry that the data path works on.
@@ -35,8 +36,12 @@ type activation struct {
 	draining bool          // no endpoint is handed out: the instance is about to stop
 	idle     chan struct{} // closed when draining and without leases
 
-	halts    int // how often we stopped it ourselves
-	failures int // boots that failed in a row
+	bootedAt time.Time // when the last boot was over, until somebody is served by it; kept for the Observer alone
+
+	halts    int       // how often we stopped it ourselves
+	born     time.Time // when it came up at endpoint
+	ready    bool      // something has answered there
+	failures int       // boots in a row that failed, or whose instance soon stopped by itself
 	retryAt  time.Time
 	lastErr  error
 }
@@ -69,7 +74,14 @@ func (a *activation) observe(status Status, address netip.Addr) {
 	if a.endpoint == address {
 		return
 	}
-	a.endpoint, a.since = address, time.Now()
+	now := time.Now()
+	if a.ready && !address.IsValid() {
+		a.endLife(now)
+	}
+	if !a.endpoint.IsValid() {
+		a.born = now
+	}
+	a.endpoint, a.since, a.ready = address, now, false
 	clear(a.ports)
 	a.wake()
 }
@@ -93,7 +105,8 @@ func (a *activation) setReadiness(at netip.AddrPort, r readiness) (changed bool)
 	}
 	a.ports[port] = r
 	if r == accepting {
-		a.failures, a.retryAt, a.lastErr = 0, time.Time{}, nil
+		// What it has failed at before is forgotten only when it has lived for a while.
+		a.ready, a.retryAt, a.lastErr = true, time.Time{}, nil
 	}
 	return true
 }
@@ -160,7 +173,7 @@ func (m *Manager) Ready(t proxy.Target) (proxy.Endpoint, bool) {
 	a.leases++
 	at := netip.AddrPortFrom(a.endpoint, uint16(t.Port))
 	var once sync.Once
-	return proxy.Endpoint{Address: at, Release: func(err error) {
+	return proxy.Endpoint{Address: at, FirstByte: m.firstByte(a), Release: func(err error) {
 		once.Do(func() { m.release(e, at, err) })
 	}}, true
 }
@@ -182,6 +195,12 @@ func (m *Manager) release(e *entry, at netip.AddrPort, err error) {
 	if a.leases == 0 && a.draining {
 		close(a.idle)
 	}
+}
+
+// Runs implements [proxy.Runner].
+func (m *Manager) Runs(webspace string) bool {
+	e := m.index.find(webspace)
+	return e != nil && m.index.look(e).runs()
 }
 
 // Activate implements [proxy.Activator]: it boots the webspace if need be and waits until the port takes connections.

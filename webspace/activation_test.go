@@ -233,7 +233,7 @@ func TestActivationUnderAFloodOfChanges(t *testing.T) {
 			start := time.Now()
 			require.NoError(t, <-w.first(t.Context(), alice))
 			require.Less(t, time.Since(start), 3*time.Second)
-			w.runtime.Crash(alice.Webspace)
+			require.NoError(t, w.Stop(t.Context(), 1000))
 			time.Sleep(100 * time.Millisecond)
 		}
 		cancel()

@@ -30,15 +30,23 @@ func (m *Manager) activate(ctx context.Context, t proxy.Target) error {
 			return errNobody
 		}
 		halts := e.activation.haltCount()
-		at, booted, done, err := m.ensureRunning(ctx, e, t.Port)
+		var clock bootClock
+		at, booted, done, err := m.ensureRunning(ctx, e, t.Port, &clock)
 		if err == nil {
 			// A member who asks for a long startupDelay does not keep the others waiting for all of it.
 			limit := time.AfterFunc(maxBootSlot, done)
+			if booted {
+				clock.enter(&clock.boot.Probe, BootSilent)
+			}
 			err = m.awaitReady(ctx, e, at, booted)
 			limit.Stop()
 			done()
 		}
+		m.bootEnded(ctx, &clock, err)
 		if err == nil {
+			if booted && m.opts.Observer.FirstByte != nil {
+				e.activation.booted()
+			}
 			return nil
 		}
 		if !errors.Is(err, errGone) {
@@ -54,6 +62,13 @@ func (m *Manager) activate(ctx context.Context, t proxy.Target) error {
 	}
 }
 
+// booted notes the end of a boot, for the first answer after it.
+func (a *activation) booted() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.bootedAt = time.Now()
+}
+
 func (a *activation) haltCount() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -66,17 +81,46 @@ func (m *Manager) bootFailed(e *entry, err error) {
 	a := &e.activation
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delay := min(time.Second<<min(a.failures, 20), 5*time.Minute)
+	delay := a.delay(a.failures)
 	a.failures++
 	a.retryAt, a.lastErr = time.Now().Add(delay), err
 	m.log.Warn("boot failed", "webspace", e.name, "failures", a.failures, "retry_in", delay, "error", err)
 }
 
+// delay is how long to wait after a failure that had so many before it.
+func (a *activation) delay(before int) time.Duration {
+	return min(time.Second<<min(before, 20), 5*time.Minute)
+}
+
+// shortLife is how long an instance has to run to have been worth its boot.
+const shortLife = time.Minute
+
+// errShortLife says that an instance had hardly come up when it stopped.
+var errShortLife = errors.New("the instance has stopped by itself again, soon after its boot")
+
+// endLife notes that an instance which took connections has stopped. One that does so by itself again and again, soon after
+// each boot, counts as failing to boot. Once is no failure: its user may have changed something and shut it down. What we
+// have stopped does not count, and neither does a boot that failed, which whoever waited for it notes.
+func (a *activation) endLife(now time.Time) {
+	if a.draining || now.Sub(a.born) >= shortLife {
+		a.failures, a.retryAt, a.lastErr = 0, time.Time{}, nil
+		return
+	}
+	if a.failures > 0 {
+		a.retryAt, a.lastErr = now.Add(a.delay(a.failures-1)), errShortLife
+	}
+	a.failures++
+}
+
 func (a *activation) failure(err error) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	reason := "This webspace could not be started."
+	if errors.Is(err, errShortLife) {
+		reason = "This webspace stops by itself soon after it has been started."
+	}
 	return &proxy.Failure{
-		Reason:     "This webspace could not be started.",
+		Reason:     reason,
 		RetryAfter: max(time.Until(a.retryAt), time.Second),
 		Err:        fmt.Errorf("%v: %w", err, errdefs.ErrUnavailable), // the cause's class would say something else
 	}
@@ -98,7 +142,7 @@ func (a *activation) awaitBackoff(ctx context.Context) error {
 
 // ensureRunning starts the instance unless it runs, and returns where it is reached. The boot slot that a start takes
 // is held until done is called, because an instance that has just started is still busy booting.
-func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int) (at netip.AddrPort, booted bool, done func(), err error) {
+func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int, clock *bootClock) (at netip.AddrPort, booted bool, done func(), err error) {
 	var slot func() // gives the boot slot back; nil without one
 	done = func() {
 		if slot != nil {
@@ -115,13 +159,14 @@ func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int) (at net
 		if m.index.look(e).runs() {
 			unlock, err = m.lifecycle.Lock(ctx, e.name)
 		} else {
+			clock.enter(&clock.boot.Queue, BootNoSlot)
 			slot, unlock, err = m.lockWithSlot(ctx, e.name, func() (func(), error) { return m.awaitSlot(ctx, e) })
 		}
 		if err != nil {
 			return at, false, done, err
 		}
 		var again bool
-		at, booted, again, err = m.startLocked(ctx, e, port, slot != nil)
+		at, booted, again, err = m.startLocked(ctx, e, port, slot != nil, clock)
 		unlock()
 		if !again {
 			return at, booted, done, err
@@ -183,7 +228,7 @@ func (m *Manager) bootSlot(ctx context.Context, name string) (release func(), er
 // startLocked is the part of ensureRunning under the lock, which serialises it with stops, restarts and deletions: a
 // request that comes while its webspace is being stopped waits here and then boots it again. again says that a start
 // takes a slot, which the caller has to get first.
-func (m *Manager) startLocked(ctx context.Context, e *entry, port int, slot bool) (at netip.AddrPort, booted, again bool, err error) {
+func (m *Manager) startLocked(ctx context.Context, e *entry, port int, slot bool, clock *bootClock) (at netip.AddrPort, booted, again bool, err error) {
 	v, err := m.refresh(ctx, e.name)
 	if err != nil {
 		return at, false, false, err
@@ -199,6 +244,7 @@ func (m *Manager) startLocked(ctx context.Context, e *entry, port int, slot bool
 		booted = true
 		m.log.Info("booting", "webspace", e.name)
 		m.tell(e.name, NoticeStarting, startingMessage)
+		clock.enter(&clock.boot.Start, BootStart)
 		start, cancel := context.WithTimeout(ctx, m.opts.StartTimeout)
 		defer cancel()
 		if err := m.runtime.Start(start, e.name); err != nil {
@@ -214,6 +260,9 @@ func (m *Manager) startLocked(ctx context.Context, e *entry, port int, slot bool
 			}
 			busy = err // with shutting itself down, say; what comes of it is seen below
 		}
+	}
+	if booted {
+		clock.enter(&clock.boot.Address, BootNoAddress)
 	}
 	address, err := m.awaitAddress(ctx, e)
 	if busy != nil && err != nil {

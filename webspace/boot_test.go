@@ -122,6 +122,53 @@ func TestStartFails(t *testing.T) {
 	})
 }
 
+// A guest that opens its port and powers off again is booted less and less often, while one that does so once, or is
+// stopped by its user, is booted at once.
+func TestShortLives(t *testing.T) {
+	boots := func(w *world, seconds int, end func()) int {
+		before := w.runtime.Calls("Start")
+		for range seconds {
+			if err := <-w.first(w.t.Context(), alice); err == nil {
+				end()
+			} else {
+				failure, ok := errors.AsType[*proxy.Failure](err)
+				require.True(w.t, ok, "%v", err)
+				require.Positive(w.t, failure.RetryAfter)
+				require.Contains(w.t, failure.Reason, "stops by itself")
+			}
+			time.Sleep(time.Second)
+		}
+		return w.runtime.Calls("Start") - before
+	}
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.create(1000)
+		off := func() { w.runtime.PowerOff(alice.Webspace) }
+		few := boots(w, 1000, off)
+		require.GreaterOrEqual(t, few, 8)
+		require.LessOrEqual(t, few, 14) // after 0, 0, 1, 2, 4, 8 ... 300 s
+
+		// One long life, and it is as good as new.
+		time.Sleep(5 * time.Minute)
+		require.NoError(t, <-w.first(t.Context(), alice))
+		time.Sleep(time.Hour)
+		off()
+		w.settled()
+		for range 2 {
+			start := time.Now()
+			require.NoError(t, <-w.first(t.Context(), alice))
+			require.Less(t, time.Since(start), 500*time.Millisecond, "it may reboot once")
+			off()
+			w.settled()
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.create(1000)
+		require.Equal(t, 100, boots(w, 100, func() { require.NoError(t, w.Stop(t.Context(), 1000)) }))
+	})
+}
+
 // Whatever happens to the instance while a request waits, the request gets an endpoint in the end.
 func TestBootIsNoReasonToLoseAConnection(t *testing.T) {
 	moved := netip.MustParseAddr("127.99.0.1")

@@ -36,7 +36,7 @@ func newLiveWorld(t testing.TB, boot, listen time.Duration) (w *world, gateway s
 		w.opts.Settle = -1
 	})
 	t.Cleanup(func() { _ = w.runtime.Close() })
-	g := proxy.NewGateway(w, w, nil)
+	g := proxy.NewGateway(w, w, &proxy.GatewayOptions{Holds: proxy.NewHolds(&proxy.HoldLimits{Wakes: -1})})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	served := make(chan struct{})

@@ -91,6 +91,8 @@ type Options struct {
 	Resync time.Duration
 	// Logger [slog.Default].
 	Logger *slog.Logger
+	// Observer is told what was done, for metrics [nobody].
+	Observer Observer
 }
 
 // PortRange bounds port forwards.

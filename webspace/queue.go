@@ -69,8 +69,9 @@ func (q *queue) schedule(it *item, due time.Time) {
 	}
 }
 
-// next returns a due name, which the caller gives back through done. It waits until there is one or ctx ends.
-func (q *queue) next(ctx context.Context) (string, error) {
+// next returns a due name and how long it has been due; the caller gives it back through done. It waits until there is one
+// or ctx ends.
+func (q *queue) next(ctx context.Context) (name string, waited time.Duration, err error) {
 	for {
 		q.mu.Lock()
 		now := time.Now()
@@ -87,14 +88,14 @@ func (q *queue) next(ctx context.Context) (string, error) {
 				}
 				it.active, it.last = true, now
 				q.mu.Unlock()
-				return it.name, nil
+				return it.name, now.Sub(it.due), nil
 			}
 			timer = time.After(it.due.Sub(now))
 		}
 		q.mu.Unlock()
 		select {
 		case <-ctx.Done():
-			return "", ctx.Err()
+			return "", 0, ctx.Err()
 		case <-wake:
 		case <-timer:
 		}
@@ -102,13 +103,13 @@ func (q *queue) next(ctx context.Context) (string, error) {
 }
 
 // work does one due name after the other until ctx ends. do reports whether it succeeded.
-func (q *queue) work(ctx context.Context, do func(name string) bool) {
+func (q *queue) work(ctx context.Context, do func(name string, waited time.Duration) bool) {
 	for {
-		name, err := q.next(ctx)
+		name, waited, err := q.next(ctx)
 		if err != nil {
 			return
 		}
-		q.done(name, !do(name))
+		q.done(name, !do(name, waited))
 	}
 }
 

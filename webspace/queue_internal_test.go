@@ -16,7 +16,7 @@ import (
 func due(t *testing.T, q *queue, within time.Duration) string {
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
-	name, err := q.next(ctx)
+	name, _, err := q.next(ctx)
 	if err != nil {
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		return ""
@@ -97,7 +97,7 @@ func TestQueueWorkers(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 8 {
 			wg.Go(func() {
-				q.work(ctx, func(name string) bool {
+				q.work(ctx, func(name string, _ time.Duration) bool {
 					mu.Lock()
 					if working[name] {
 						t.Errorf("%s is worked on twice", name)

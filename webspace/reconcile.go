@@ -37,8 +37,12 @@ func (m *Manager) Run(ctx context.Context) error {
 	wg.Go(func() { m.recheckDomains(ctx) })
 	for range workers {
 		wg.Go(func() {
-			m.queue.work(ctx, func(name string) bool {
+			m.queue.work(ctx, func(name string, waited time.Duration) bool {
+				began := time.Now()
 				err := m.reconcile(ctx, name)
+				if observe := m.opts.Observer.Reconciled; observe != nil {
+					observe(waited, time.Since(began), err)
+				}
 				if err != nil && ctx.Err() == nil {
 					m.log.Warn("reconciliation failed", "webspace", name, "error", err)
 				}
@@ -48,7 +52,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 	for range probers {
 		wg.Go(func() {
-			m.probes.work(ctx, func(name string) bool {
+			m.probes.work(ctx, func(name string, _ time.Duration) bool {
 				m.probe(ctx, name)
 				return true
 			})
@@ -141,7 +145,11 @@ func (m *Manager) requestResync() {
 func (m *Manager) resyncLoop(ctx context.Context) {
 	var guard removalGuards
 	for failures := 0; ; {
+		began := time.Now()
 		next, err := m.sync(ctx, &guard)
+		if observe := m.opts.Observer.Synced; observe != nil {
+			observe(time.Since(began), err)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -249,6 +257,23 @@ func (m *Manager) sync(ctx context.Context, guard *removalGuards) (next time.Dur
 	}
 	if m.opts.Provider != nil {
 		changes := provider.Plan(desired, m.routes.all())
+		switch {
+		case guard.told:
+		case len(listed) == 0 && !guard.empty:
+			// An engine that comes up may say for a moment that there is nothing, which a store that starts empty would
+			// take for all there is.
+			guard.empty, next = true, time.Second
+			m.routes.complete()
+		default:
+			all := changes.Put
+			if m.routes.known() {
+				all = nil // the queue is at work on them already
+			}
+			if err := m.putAll(ctx, all); err != nil {
+				return 0, err
+			}
+			guard.told = true
+		}
 		for _, route := range changes.Put {
 			changed[route.Name] = true
 		}
@@ -289,7 +314,11 @@ func (m *Manager) nameless(instances []Instance, labels map[identity.UserID]user
 }
 
 // removalGuards are those against an odd listing of instances and against an odd directory.
-type removalGuards struct{ routes, users, orders removalGuard }
+type removalGuards struct {
+	routes, users, orders removalGuard
+	empty                 bool // the first read has found nothing at all
+	told                  bool // the provider has been told all routes
+}
 
 // removalGuard holds back the removal of most routes at once until a second read says the same: an engine that comes up,
 // or an identity provider that has lost its users, may say for a moment that there is nothing.

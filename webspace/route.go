@@ -65,7 +65,7 @@ type routes struct {
 	locks keylock.Locks[string] // one change of a route at a time
 
 	mu      sync.Mutex
-	read    bool   // the store was read: what is not in current does not stand
+	read    bool   // the store was read, and all routes were put: what is not in current does not stand
 	clock   uint64 // counts changes
 	current map[string]provider.Route
 	changes map[string]routeChange // the last change of each route that is not long past
@@ -141,7 +141,14 @@ func (r *routes) replace(read []provider.Route, since uint64) {
 			changes[name] = change
 		}
 	}
-	r.current, r.changes, r.read = next, changes, true
+	r.current, r.changes = next, changes
+}
+
+// complete notes that the store was read and all routes were put.
+func (r *routes) complete() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.read = true
 }
 
 func (r *routes) all() []provider.Route {
@@ -154,6 +161,49 @@ func (r *routes) movedAt(name string) time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.changes[name].moved
+}
+
+// putAll puts the routes of the first full read in one go: stores take ten thousand at once in the time of some hundred one by
+// one, and one that starts empty can serve what it has from then on. Nothing else changes routes before.
+func (m *Manager) putAll(ctx context.Context, routes []provider.Route) error {
+	err := m.opts.Provider.Apply(ctx, provider.Changes{Put: routes})
+	failed := routeErrors(err)
+	if err != nil && len(failed) == 0 {
+		return fmt.Errorf("put all routes: %w", err)
+	}
+	for _, route := range routes {
+		if failed[route.Name] == nil {
+			m.routes.set(route.Name, route, true)
+		} else {
+			m.routes.doubt(route.Name)
+		}
+	}
+	m.routes.complete()
+	return nil
+}
+
+// routeErrors takes the failures of single changes out of an error of Apply.
+func routeErrors(err error) map[string]error {
+	failed := make(map[string]error)
+	var collect func(error)
+	collect = func(err error) {
+		if e, ok := err.(*provider.RouteError); ok {
+			failed[e.Route] = e
+			return
+		}
+		switch e := err.(type) {
+		case interface{ Unwrap() []error }:
+			for _, err := range e.Unwrap() {
+				collect(err)
+			}
+		case interface{ Unwrap() error }:
+			collect(e.Unwrap())
+		}
+	}
+	if err != nil {
+		collect(err)
+	}
+	return failed
 }
 
 // updateRoute makes the route of a webspace agree with what is known of it. Without a change nothing is written.

@@ -99,6 +99,8 @@ func TestRoutesRead(t *testing.T) {
 	r.set("removed", provider.Route{}, false)
 	// This is what stood before.
 	r.replace([]provider.Route{route("changed", "old"), route("removed", "old"), route("foreign", "x")}, since)
+	require.False(t, r.known())
+	r.complete()
 	require.True(t, r.known())
 	require.ElementsMatch(t, []provider.Route{route("changed", "new"), route("added", "new"), route("foreign", "x")}, r.all())
 	r.replace([]provider.Route{route("changed", "old")}, r.now())

@@ -69,15 +69,15 @@ func demo(ctx context.Context, out, logs io.Writer, f demoFlags) (err error) {
 	if !slices.Contains([]string{"auto", "lxd", "local"}, f.runtime) {
 		return fmt.Errorf("--runtime: %q is none of auto, lxd and local", f.runtime)
 	}
-	d := &daemon{startup: 5 * time.Second, shutdown: 5 * time.Second, log: log}
-	if d.apiListener, err = listenLoopback("--listen", f.listen); err != nil {
+	d := &daemon{startup: 5 * time.Second, shutdown: 5 * time.Second, holds: proxy.NewHolds(nil), metrics: newMetrics(), log: log}
+	if d.apiPlace, err = listenLoopback("--listen", f.listen); err != nil {
 		return err
 	}
-	defer d.apiListener.Close()
-	if d.gatewayListener, err = listenLoopback("--gateway", f.gateway); err != nil {
+	defer d.apiPlace.close()
+	if d.gatewayPlace, err = listenLoopback("--gateway", f.gateway); err != nil {
 		return err
 	}
-	defer d.gatewayListener.Close()
+	defer d.gatewayPlace.close()
 
 	rt, err := demoRuntime(ctx, f, log)
 	if err != nil {
@@ -91,16 +91,18 @@ func demo(ctx context.Context, out, logs io.Writer, f demoFlags) (err error) {
 	const prefix = "demo-"
 	d.manager, err = webspace.NewManager(rt.Runtime, users, "localhost", &webspace.Options{
 		Prefix: prefix, Defaults: webspace.Config{HTTPPort: rt.port}, StopGrace: 5 * time.Second, Logger: log,
+		Observer: d.metrics.Observer(),
 		Forwarder: func(m proxy.Activator) webspace.PortForwarder {
-			d.forwarder = proxy.NewForwarder(m, &proxy.ForwarderOptions{ListenAddress: loopback, Logger: log})
+			d.forwarder = proxy.NewForwarder(m, &proxy.ForwarderOptions{Holds: d.holds, ListenAddress: loopback, Logger: log})
 			return d.forwarder
 		},
 	})
 	if err != nil {
 		return err
 	}
-	d.api, d.guard = openapi.NewServer(d.manager, users, users, &openapi.Options{Logger: log}), guardDemo
-	d.gateway = proxy.NewGateway(d.manager, d.manager, &proxy.GatewayOptions{Logger: log})
+	d.api, d.guard = openapi.NewServer(d.manager, d.metrics.Authenticator(users), d.metrics.Directory(users),
+		measured(&openapi.Options{Logger: log}, d.metrics, "")), guardDemo
+	d.gateway = proxy.NewGateway(d.manager, d.manager, &proxy.GatewayOptions{Holds: d.holds, Logger: log})
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	served := make(chan error, 1)
@@ -109,8 +111,8 @@ func demo(ctx context.Context, out, logs io.Writer, f demoFlags) (err error) {
 		cancel(nil)
 		return errors.Join(err, <-served)
 	}
-	_, gatewayPort, _ := net.SplitHostPort(d.gatewayListener.Addr().String())
-	fmt.Fprintf(out, demoText, rt.what, gatewayPort, d.apiListener.Addr(), rt.afterwards, rt.port)
+	_, gatewayPort, _ := net.SplitHostPort(d.gatewayPlace.String())
+	fmt.Fprintf(out, demoText, rt.what, gatewayPort, d.apiPlace, rt.afterwards, rt.port)
 	err = <-served
 	cancel(nil)
 	fmt.Fprintln(out, "\nStopping the webspaces.")
@@ -244,7 +246,7 @@ func demoLocal(f demoFlags) (*demoParts, error) {
 }
 
 // listenLoopback refuses to show the demo, with its known tokens, to anybody else.
-func listenLoopback(flag, address string) (net.Listener, error) {
+func listenLoopback(flag, address string) (*place, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", flag, err)
@@ -252,5 +254,9 @@ func listenLoopback(flag, address string) (net.Listener, error) {
 	if ip, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !ip.IsLoopback()) {
 		return nil, fmt.Errorf("%s: %s is not a loopback address; the demo's tokens are known to everybody, so only this computer may reach it", flag, address)
 	}
-	return listen(flag, address)
+	l, err := net.Listen("tcp", address) // two demos do not share it
+	if err != nil {
+		return nil, explain(flag, err)
+	}
+	return &place{key: flag, address: address, listener: l}, nil
 }

@@ -190,6 +190,11 @@ func TestDemo(t *testing.T) {
 	require.Equal(t, http.StatusCreated, code)
 	code, _ = call("GET", "host:bob.localhost", gateway, "")
 	require.Equal(t, http.StatusOK, code)
+	_, metrics := call("GET", "", strings.TrimSuffix(api, "/v1")+"/metrics", "")
+	require.Contains(t, metrics, "\nwebspaced_boot_duration_seconds_count{result=\"ready\"} 3\n")
+	require.Contains(t, metrics, "\nwebspaced_forwarder_connections_total 1\n")
+	require.Contains(t, metrics, "\nwebspaced_webspaces{state=\"running\"} 2\n")
+	require.NotContains(t, metrics, "alice")
 
 	require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
 	_, _ = io.Copy(io.Discard, out)

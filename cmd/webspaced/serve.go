@@ -14,7 +14,6 @@ import (
 	"github.com/netsoc/webspaced/internal/config"
 	"github.com/netsoc/webspaced/openapi"
 	"github.com/netsoc/webspaced/provider"
-	"github.com/netsoc/webspaced/provider/file"
 	"github.com/netsoc/webspaced/proxy"
 	"github.com/netsoc/webspaced/webspace"
 	"github.com/netsoc/webspaced/webspace/local"
@@ -53,33 +52,38 @@ func newLogger(c *config.Config) *slog.Logger {
 
 func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) {
 	// First what can be wrong with this host, then what may be slow to answer.
-	d := &daemon{startup: c.Timeouts.Startup, shutdown: c.Timeouts.Shutdown, proxies: c.Gateway.TrustedProxies, log: log}
-	if d.apiListener, err = listen("http.listen_address", string(c.HTTP.ListenAddress)); err != nil {
+	d := &daemon{
+		startup: c.Timeouts.Startup, unready: c.Timeouts.Unready, shutdown: c.Timeouts.Shutdown,
+		proxies: c.Gateway.TrustedProxies, holds: newHolds(c), metrics: newMetrics(), log: log,
+	}
+	if d.apiPlace, err = newPlace(ctx, "http.listen_address", string(c.HTTP.ListenAddress), log); err != nil {
 		return err
 	}
-	defer d.apiListener.Close()
-	if d.gatewayListener, err = listen("gateway.http_listen_address", string(c.Gateway.HTTPListenAddress)); err != nil {
+	defer d.apiPlace.close()
+	if d.gatewayPlace, err = newPlace(ctx, "gateway.http_listen_address", string(c.Gateway.HTTPListenAddress), log); err != nil {
 		return err
 	}
-	defer d.gatewayListener.Close()
-	auth, users, closeUsers, err := newUsers(c, log)
+	defer d.gatewayPlace.close()
+	auth, users, closeUsers, err := newUsers(c, d.metrics, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeUsers()) }()
-	routes, err := routeProvider(c)
+	routes, closeRoutes, err := newRoutes(ctx, c, d)
 	if err != nil {
 		return fmt.Errorf("traefik: %w", err)
 	}
+	defer func() { err = errors.Join(err, closeRoutes()) }()
 	runtime, closeRuntime, err := newRuntime(ctx, c, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeRuntime()) }()
-	holds := newHolds(c)
-	opts := managerOptions(c, routes, log)
+	opts := managerOptions(c, d.metrics.Provider(routes), log)
+	opts.Observer = d.metrics.Observer()
 	opts.Forwarder = func(m proxy.Activator) webspace.PortForwarder {
-		d.forwarder = proxy.NewForwarder(m, forwarderOptions(c, holds, log))
+		// Ports that somebody shares with us are those of the daemon that this one replaces, or not ours to take.
+		d.forwarder = proxy.NewForwarder(m, forwarderOptions(c, d.holds, d.gatewayPlace.shared, log))
 		return d.forwarder
 	}
 	warnOfEphemeralPorts(opts.Ports, log)
@@ -87,8 +91,8 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	if err != nil {
 		return err
 	}
-	d.api = openapi.NewServer(d.manager, auth, users, apiOptions(c, log))
-	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, holds, log))
+	d.api = openapi.NewServer(d.manager, auth, users, measured(apiOptions(c, log), d.metrics, c.HTTP.MetricsToken.Reveal()))
+	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, d.holds, log))
 	return d.run(ctx)
 }
 
@@ -105,20 +109,6 @@ func apiOptions(c *config.Config, log *slog.Logger) *openapi.Options {
 			ExpensiveRate: float64(limits.ExpensiveRate), ExpensiveBurst: limits.ExpensiveBurst,
 		},
 	}
-}
-
-func routeProvider(c *config.Config) (provider.Provider, error) {
-	switch c.Traefik.Provider {
-	case "none":
-		return nil, nil
-	case "file":
-		return file.New(c.Traefik.File.Directory, &file.Options{
-			// Several daemons, each with instances of its own, may share a directory.
-			Deployment:     "webspaced-" + c.Webspaces.InstancePrefix + "u",
-			HTTPEntryPoint: c.Traefik.HTTPEntryPoint, HTTPSEntryPoint: c.Traefik.HTTPSEntryPoint,
-		})
-	}
-	return nil, fmt.Errorf("there is no provider %q", c.Traefik.Provider)
 }
 
 func newRuntime(ctx context.Context, c *config.Config, log *slog.Logger) (webspace.Runtime, func() error, error) {
@@ -187,11 +177,12 @@ func managerOptions(c *config.Config, routes provider.Provider, log *slog.Logger
 func newHolds(c *config.Config) *proxy.Holds {
 	return proxy.NewHolds(&proxy.HoldLimits{
 		Webspace: c.Gateway.MaxHeldPerWebspace, Source: c.Gateway.MaxHeldPerSource, Total: c.Gateway.MaxHeld,
+		Wakes: c.Gateway.MaxWakes,
 	})
 }
 
-func forwarderOptions(c *config.Config, holds *proxy.Holds, log *slog.Logger) *proxy.ForwarderOptions {
-	opts := &proxy.ForwarderOptions{Holds: holds, HoldTimeout: c.Gateway.HoldTimeout, Logger: log}
+func forwarderOptions(c *config.Config, holds *proxy.Holds, replaces bool, log *slog.Logger) *proxy.ForwarderOptions {
+	opts := &proxy.ForwarderOptions{Holds: holds, HoldTimeout: c.Gateway.HoldTimeout, Shared: true, Replaces: replaces, Logger: log}
 	if c.Runtime == "local" {
 		opts.ListenAddress = loopback // nothing isolates its instances from this host
 	}

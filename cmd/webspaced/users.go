@@ -11,10 +11,11 @@ import (
 	"github.com/netsoc/webspaced/identity/oidc"
 	"github.com/netsoc/webspaced/identity/static"
 	"github.com/netsoc/webspaced/internal/config"
+	"github.com/netsoc/webspaced/metrics"
 )
 
 // newUsers returns what says who somebody is, and who there is.
-func newUsers(c *config.Config, log *slog.Logger) (identity.Authenticator, identity.Directory, func() error, error) {
+func newUsers(c *config.Config, m *metrics.Metrics, log *slog.Logger) (identity.Authenticator, identity.Directory, func() error, error) {
 	nothing := func() error { return nil }
 	switch c.Identity.Provider {
 	case "static":
@@ -22,7 +23,7 @@ func newUsers(c *config.Config, log *slog.Logger) (identity.Authenticator, ident
 		if err != nil {
 			return nil, nil, nil, fmt.Errorf("identity.static.users: %w", err)
 		}
-		return users, users, nothing, nil
+		return m.Authenticator(users), m.Directory(users), nothing, nil
 	case "iamd":
 		warnOfPlainHTTP("iam.url", c.IAM.URL, log)
 		users, err := iamd.New(c.IAM.URL.String(), c.IAM.Token.Reveal(), &iamd.Options{InsecureSkipVerify: c.IAM.AllowInsecure})
@@ -30,9 +31,9 @@ func newUsers(c *config.Config, log *slog.Logger) (identity.Authenticator, ident
 			return nil, nil, nil, fmt.Errorf("iam: %w", err)
 		}
 		if c.Identity.CacheTTL == 0 {
-			return users, users, nothing, nil
+			return m.Authenticator(users), m.Directory(users), nothing, nil
 		}
-		cache := identity.NewCache(users, users, &identity.CacheOptions{TTL: c.Identity.CacheTTL})
+		cache := identity.NewCache(m.Authenticator(users), m.Directory(users), &identity.CacheOptions{TTL: c.Identity.CacheTTL})
 		return cache, cache, nothing, nil
 	case "oidc":
 		// Tokens are verified here, and nobody is asked: there is nothing to cache.
@@ -46,7 +47,7 @@ func newUsers(c *config.Config, log *slog.Logger) (identity.Authenticator, ident
 		if err != nil {
 			return nil, nil, nil, fmt.Errorf("identity.oidc: %w", err)
 		}
-		return users, users, users.Close, nil
+		return m.Authenticator(users), m.Directory(users), users.Close, nil
 	}
 	return nil, nil, nil, fmt.Errorf("identity.provider: there is no provider %q", c.Identity.Provider)
 }

@@ -37,10 +37,30 @@ type Harness struct {
 	// ReadForeign returns all that WriteForeign wrote, as it is now, byte for byte.
 	ReadForeign func() ([]byte, error)
 
+	// Private says that nobody but the provider gets at the store, its memory say: the three above are nil.
+	Private bool
+
 	// HTTPOnly says that the reverse proxy can not pass TLS through: a route with a tcp:// backend fails with
 	// InvalidArgument.
 	HTTPOnly bool
+
+	// Certificates are the kinds that the store has a way to say. A route with one of another kind fails with
+	// InvalidArgument.
+	Certificates []CertificateKind
+	// HasCertificate reports whether a reverse proxy that reads the store at this moment gets this certificate for its
+	// host, all parts of it. Not needed if there are no kinds.
+	HasCertificate func(provider.Certificate) (bool, error)
 }
+
+// CertificateKind is one of the ways to say where a certificate is.
+type CertificateKind string
+
+// The kinds, which are the fields of [provider.Certificate].
+const (
+	Secret   CertificateKind = "secret"
+	Resolver CertificateKind = "resolver"
+	PEM      CertificateKind = "pem"
+)
 
 // Run checks a provider against the documentation of [provider.Provider]. newHarness is called for each subtest and
 // returns a harness of an empty store; what it needs to clean up goes to t.Cleanup.
@@ -55,6 +75,8 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 		{"ReplacedInOneStep", (*suite).replacedInOneStep},
 		{"Reopened", (*suite).reopened},
 		{"TCP", (*suite).tcp},
+		{"Certificates", (*suite).certificates},
+		{"UnsupportedCertificates", (*suite).unsupportedCertificates},
 		{"OneBadChange", (*suite).oneBadChange},
 		{"Drift", (*suite).drift},
 		{"Foreign", (*suite).foreign},
@@ -66,6 +88,9 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := &suite{T: t, Harness: newHarness(t)}
+			if s.Private && (test.name == "Drift" || test.name == "Foreign") {
+				return // what they are about can not happen
+			}
 			test.run(s)
 		})
 	}
@@ -265,6 +290,9 @@ func (s *suite) oneBadChange() {
 }
 
 func (s *suite) drift() {
+	if s.Private {
+		s.Skip("nobody else gets at the store")
+	}
 	require.NotEmpty(s, s.Damage, "the harness knows no way to damage a route")
 	p := s.open("one")
 	a := s.route("ws-u1", "http://198.18.0.1:80", "a.example.org", "b.example.org")
@@ -291,6 +319,9 @@ func (s *suite) drift() {
 }
 
 func (s *suite) foreign() {
+	if s.Private {
+		s.Skip("nobody else gets at the store")
+	}
 	p := s.open("one")
 	require.NoError(s, s.WriteForeign("one", "ws-u1"))
 	before, err := s.ReadForeign()

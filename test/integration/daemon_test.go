@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -77,6 +78,9 @@ identity:
 `, e.Socket, d.api, d.gateway, prefix, e.Profile)
 	if extra != nil {
 		config += extra(d.gateway)
+	}
+	if !strings.Contains(config, "timeouts:") {
+		config += "timeouts: {unready: 0s}\n" // most have no successor
 	}
 	require.NoError(t, os.WriteFile(d.config, []byte(config), 0o600))
 	t.Cleanup(func() {
@@ -213,6 +217,8 @@ func (b *buffer) String() string {
 	defer b.mu.Unlock()
 	return b.b.String()
 }
+
+func (b *buffer) contains(text string) bool { return strings.Contains(b.String(), text) }
 
 // canary listens on an address that nobody may be sent to, and counts who is.
 func canary(t *testing.T, address string) (visits func() int) {
