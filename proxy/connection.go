@@ -35,6 +35,7 @@ type carrier struct {
 	cancel  context.CancelCauseFunc
 	running sync.WaitGroup
 
+	received, sent                    atomic.Uint64 // bytes, see ForwarderStats
 	dialErrors, clientsGone, failures atomic.Uint64
 	received, sent                    atomic.Uint64 // bytes, from clients and to them
 }

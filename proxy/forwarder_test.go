@@ -291,7 +291,8 @@ func TestForwarderScan(t *testing.T) {
 		}
 		require.NoError(t, conn.Close())
 	}
-	eventually(t, "all are gone", func() bool { return h.Stats().ClientsGone == 100 })
+	// On a slow machine there are too many of one source at a time.
+	eventually(t, "all are gone", func() bool { return h.Stats().ClientsGone+h.Stats().RefusedSource == 100 })
 	require.Zero(t, activator.activations.Load())
 }
 

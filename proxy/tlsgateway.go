@@ -81,6 +81,8 @@ type TLSGatewayStats struct {
 	// How many were refused, by the limit that they hit.
 	RefusedWebspace, RefusedSource, RefusedTotal uint64
 
+	Received, Sent uint64 // bytes that came from clients, and that went to them, of connections passed through
+
 	Live  int // connections that are passed through now
 	Holds HoldStats
 }
@@ -167,6 +169,7 @@ func (g *TLSGateway) Stats() TLSGatewayStats {
 	stats := g.stats
 	stats.Hellos = maps.Clone(stats.Hellos)
 	stats.DialErrors, stats.ClientsGone, stats.Failures = g.dialErrors.Load(), g.clientsGone.Load(), g.failures.Load()
+	stats.Received, stats.Sent = g.received.Load(), g.sent.Load()
 	all := g.connections.Stats()
 	stats.Live = all.Held
 	stats.RefusedWebspace, stats.RefusedSource, stats.RefusedTotal = all.RefusedWebspace, all.RefusedSource, all.RefusedTotal

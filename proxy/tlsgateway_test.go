@@ -267,7 +267,7 @@ func TestTLSGatewayClientLeavesWhileHeld(t *testing.T) {
 	eventually(t, "free", func() bool {
 		stats := h.Stats()
 		return stats.Holds.Held == 0 && stats.Live == 0 && h.conns.Stats().Open == 0 &&
-			stats.Accepted == 1000 && stats.ClientsGone+stats.Hellos["gone"]+stats.RefusedSource+stats.Holds.RefusedWakes == 1000
+			stats.Accepted == 1000 && stats.ClientsGone+stats.Hellos["gone"]+stats.RefusedSource+stats.Failures == 1000
 	})
 }
 
