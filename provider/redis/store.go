@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/redis/go-redis/v9"
@@ -144,11 +145,14 @@ func isRead(first string) bool {
 
 // classed gives errors of Redis a class.
 func classed(ctx context.Context, err error) error {
+	deadline, limited := ctx.Deadline()
 	switch {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case limited && !time.Now().Before(deadline): // the connection, which has the same, may notice first
+		return context.DeadlineExceeded
 	case redis.IsAuthError(err), redis.IsPermissionError(err):
 		return fmt.Errorf("redis: %w: %w", errdefs.ErrPermissionDenied, err)
 	}
