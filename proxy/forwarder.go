@@ -213,16 +213,15 @@ func (f *Forwarder) listen(w *forward) (net.Listener, error) {
 		host = f.opts.ListenAddress.String()
 	}
 	address := net.JoinHostPort(host, strconv.Itoa(w.port))
-	// What is accepted has the options of the listener.
 	if f.opts.Shared {
 		if shared, err := CheckListen(w.ctx, address); err != nil {
 			return nil, err
 		} else if shared && !f.opts.Replaces {
 			return nil, fmt.Errorf("listen %s: another process of this user has it: %w", address, syscall.EADDRINUSE)
 		}
-		return listenShared(w.ctx, address, abandonUnacknowledged)
+		return Listen(w.ctx, address)
 	}
-	config := net.ListenConfig{Control: abandonUnacknowledged, KeepAliveConfig: keepAlive}
+	config := net.ListenConfig{KeepAliveConfig: keepAlive} // what is accepted inherits it
 	config.SetMultipathTCP(false) // the kernel does not splice it
 	return config.Listen(w.ctx, "tcp", address)
 }
