@@ -220,6 +220,10 @@ func TestProviderFailures(t *testing.T) {
 	require.Equal(t, 1.0, samples[`webspaced_route_changes_total{change="delete",result="ok"}`])
 	require.Equal(t, 1.0, samples[`webspaced_provider_duration_seconds_count{operation="write",result="error"}`])
 	require.Nil(t, w.metrics.Provider(nil))
+	_, watches := w.metrics.Provider(fake).(provider.Watcher)
+	require.False(t, watches)
+	_, watches = w.metrics.Provider(watched{fake, nil}).(provider.Watcher)
+	require.True(t, watches)
 }
 
 // TestOptionalInterfaces: what is measured is still found.
@@ -270,4 +274,9 @@ func BenchmarkScrape(b *testing.B) {
 			}
 		})
 	}
+}
+
+type watched struct {
+	provider.Provider
+	provider.Watcher
 }

@@ -16,13 +16,22 @@ const (
 	changeDelete = "delete"
 )
 
-// Provider measures p; nil stays nil. What p can do besides the methods of [provider.Provider], such as serving its routes
+// Provider measures p, and is a [provider.Watcher] if p is one; nil stays nil. What else p can do, such as serving its routes
 // itself, is asked of p and not of the result.
 func (m *Metrics) Provider(p provider.Provider) provider.Provider {
 	if p == nil {
 		return nil
 	}
-	return measuredProvider{m, p}
+	measured := measuredProvider{m, p}
+	if watcher, ok := p.(provider.Watcher); ok {
+		return watchedProvider{measured, watcher}
+	}
+	return measured
+}
+
+type watchedProvider struct {
+	measuredProvider
+	provider.Watcher
 }
 
 type measuredProvider struct {

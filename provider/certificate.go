@@ -2,6 +2,7 @@ package provider
 
 import (
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -28,8 +29,8 @@ const hidden = "(private key)"
 // String hides the key.
 func (PrivateKey) String() string { return hidden }
 
-// GoString hides the key.
-func (PrivateKey) GoString() string { return hidden }
+// Format hides the key, whatever the verb.
+func (PrivateKey) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, hidden) }
 
 // MarshalText hides the key.
 func (PrivateKey) MarshalText() ([]byte, error) { return []byte(hidden), nil }

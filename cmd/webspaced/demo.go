@@ -101,7 +101,7 @@ func demo(ctx context.Context, out, logs io.Writer, f demoFlags) (err error) {
 		return err
 	}
 	d.api, d.guard = openapi.NewServer(d.manager, d.metrics.Authenticator(users), d.metrics.Directory(users),
-		measured(&openapi.Options{Logger: log}, d.metrics)), guardDemo
+		measured(&openapi.Options{Logger: log}, d.metrics, "")), guardDemo
 	d.gateway = proxy.NewGateway(d.manager, d.manager, &proxy.GatewayOptions{Holds: d.holds, Logger: log})
 
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -14,8 +14,8 @@ func newMetrics() *metrics.Metrics {
 }
 
 // measured has the API's server serve and count for m.
-func measured(o *openapi.Options, m *metrics.Metrics) *openapi.Options {
-	o.Metrics, o.Observe = m.Handler(""), m.ObserveRequest
+func measured(o *openapi.Options, m *metrics.Metrics, token string) *openapi.Options {
+	o.Metrics, o.Observe = m.Handler(token), m.ObserveRequest
 	return o
 }
 

@@ -14,7 +14,6 @@ import (
 	"github.com/netsoc/webspaced/internal/config"
 	"github.com/netsoc/webspaced/openapi"
 	"github.com/netsoc/webspaced/provider"
-	"github.com/netsoc/webspaced/provider/file"
 	"github.com/netsoc/webspaced/proxy"
 	"github.com/netsoc/webspaced/webspace"
 	"github.com/netsoc/webspaced/webspace/local"
@@ -70,10 +69,11 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, closeUsers()) }()
-	routes, err := routeProvider(c)
+	routes, closeRoutes, err := newRoutes(ctx, c, d)
 	if err != nil {
 		return fmt.Errorf("traefik: %w", err)
 	}
+	defer func() { err = errors.Join(err, closeRoutes()) }()
 	runtime, closeRuntime, err := newRuntime(ctx, c, log)
 	if err != nil {
 		return err
@@ -91,7 +91,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	if err != nil {
 		return err
 	}
-	d.api = openapi.NewServer(d.manager, auth, users, measured(apiOptions(c, log), d.metrics))
+	d.api = openapi.NewServer(d.manager, auth, users, measured(apiOptions(c, log), d.metrics, c.HTTP.MetricsToken.Reveal()))
 	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, d.holds, log))
 	return d.run(ctx)
 }
@@ -109,20 +109,6 @@ func apiOptions(c *config.Config, log *slog.Logger) *openapi.Options {
 			ExpensiveRate: float64(limits.ExpensiveRate), ExpensiveBurst: limits.ExpensiveBurst,
 		},
 	}
-}
-
-func routeProvider(c *config.Config) (provider.Provider, error) {
-	switch c.Traefik.Provider {
-	case "none":
-		return nil, nil
-	case "file":
-		return file.New(c.Traefik.File.Directory, &file.Options{
-			// Several daemons, each with instances of its own, may share a directory.
-			Deployment:     "webspaced-" + c.Webspaces.InstancePrefix + "u",
-			HTTPEntryPoint: c.Traefik.HTTPEntryPoint, HTTPSEntryPoint: c.Traefik.HTTPSEntryPoint,
-		})
-	}
-	return nil, fmt.Errorf("there is no provider %q", c.Traefik.Provider)
 }
 
 func newRuntime(ctx context.Context, c *config.Config, log *slog.Logger) (webspace.Runtime, func() error, error) {
@@ -191,6 +177,7 @@ func managerOptions(c *config.Config, routes provider.Provider, log *slog.Logger
 func newHolds(c *config.Config) *proxy.Holds {
 	return proxy.NewHolds(&proxy.HoldLimits{
 		Webspace: c.Gateway.MaxHeldPerWebspace, Source: c.Gateway.MaxHeldPerSource, Total: c.Gateway.MaxHeld,
+		Wakes: c.Gateway.MaxWakes,
 	})
 }
 

@@ -151,6 +151,7 @@ type Ports struct {
 // HTTP says where the REST API is.
 type HTTP struct {
 	ListenAddress Address `yaml:"listen_address" default:":8080" doc:"Where the API listens: ADDRESS:PORT, or :PORT for every address."`
+	MetricsToken  Secret  `yaml:"metrics_token" file:"yes" example:"/etc/webspaced/metrics.token" doc:"Bearer token that /metrics asks for. Without it anybody may read the metrics, which name nobody."`
 	CORS          CORS    `yaml:"cors" doc:"Web pages of other origins that may use the API."`
 	Limits        Limits  `yaml:"limits" doc:"What one user may ask of the API. Beyond it the answer is 429."`
 }
@@ -176,6 +177,7 @@ type Gateway struct {
 	MaxHeldPerWebspace int            `yaml:"max_held_per_webspace" default:"1024" min:"1" doc:"How many requests may wait for one webspace."`
 	MaxHeldPerSource   int            `yaml:"max_held_per_source" default:"64" min:"1" doc:"How many requests of one client address may wait."`
 	MaxHeld            int            `yaml:"max_held" default:"10000" min:"1" doc:"How many requests may wait in total."`
+	MaxWakes           int            `yaml:"max_wakes" default:"20" min:"1" doc:"How many webspaces visitors from one network may boot in a row. After that it is one in ten seconds."`
 	TrustedProxies     []netip.Prefix `yaml:"trusted_proxies" example:"[127.0.0.1, 198.18.0.0/24]" doc:"Addresses and networks whose X-Forwarded-* headers are believed. Name the proxy in front here: any other address gets at most 256 connections."`
 }
 
@@ -213,6 +215,7 @@ type TraefikRedis struct {
 	Username     string `yaml:"username" example:"webspaced" doc:"User, if it asks for one."`
 	Password     Secret `yaml:"password" file:"yes" example:"/etc/webspaced/redis.password" doc:"Password, if it asks for one."`
 	TLS          bool   `yaml:"tls" default:"false" doc:"Connect with TLS."`
+	CAFile       string `yaml:"ca_file" example:"/etc/webspaced/redis-ca.crt" doc:"File with the certificate of the authority that signed the server's, if that is not publicly trusted."`
 	RootKey      string `yaml:"root_key" default:"traefik" doc:"First part of every key, as Traefik is told."`
 	CertResolver string `yaml:"cert_resolver" example:"letsencrypt" doc:"Traefik's certificate resolver, as tls.resolver.name."`
 }

@@ -12,8 +12,14 @@ import (
 	"time"
 )
 
-// traefikVersion is the one that test/traefik/go.mod requires.
-const traefikVersion = "v3.6.12"
+// TraefikVersion is a Traefik that test/traefik/build builds: what the modules there require.
+type TraefikVersion string
+
+// The current major version, and the one before.
+const (
+	TraefikV3 TraefikVersion = "v3.6.12"
+	TraefikV2 TraefikVersion = "v2.11.35"
+)
 
 // Proxy is a running Traefik.
 type Proxy struct {
@@ -29,13 +35,19 @@ type Proxy struct {
 	ended  chan struct{}
 }
 
-// Traefik starts a Traefik of the test's own, with these flags besides those for its entry points and its API. It ends
-// with the test.
+// Traefik starts a Traefik of the test's own, of the current version. See [TraefikVersion.Start].
 func Traefik(t testing.TB, args ...string) *Proxy {
 	t.Helper()
-	binary := filepath.Join(cache(), "traefik-"+traefikVersion)
+	return TraefikV3.Start(t, args...)
+}
+
+// Start starts a Traefik of the test's own, with these flags besides those for its entry points and its API. It ends with
+// the test.
+func (v TraefikVersion) Start(t testing.TB, args ...string) *Proxy {
+	t.Helper()
+	binary := filepath.Join(cache(), "traefik-"+string(v))
 	if _, err := os.Stat(binary); err != nil {
-		missing(t, "needs Traefik %s: test/traefik/build builds it, the first time in some 7 minutes", traefikVersion)
+		missing(t, "needs Traefik %s: test/traefik/build builds it, the first time in some 7 minutes", v)
 	}
 	p := &Proxy{binary: binary, home: t.TempDir(), log: &log{}}
 	t.Cleanup(func() {
@@ -146,4 +158,10 @@ func (l *log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.buf.String()
+}
+
+func (l *log) reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.buf.Reset()
 }

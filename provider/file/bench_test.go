@@ -8,6 +8,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/netsoc/webspaced/internal/testbed"
+	"github.com/netsoc/webspaced/internal/traefiktest"
 	"github.com/netsoc/webspaced/provider"
 	"github.com/netsoc/webspaced/provider/file"
 )
@@ -76,4 +78,16 @@ func stat(b *testing.B, dir string) map[string]os.FileInfo {
 		require.NoError(b, err)
 	}
 	return infos
+}
+
+func BenchmarkTraefik(b *testing.B) {
+	traefiktest.Benchmark(b, func(b *testing.B, _ testbed.TraefikVersion) traefiktest.Store {
+		dir := b.TempDir()
+		return traefiktest.Store{
+			Flags: []string{"--providers.file.directory=" + dir},
+			Open: func(string) (provider.Provider, error) {
+				return file.New(dir, &file.Options{HTTPEntryPoint: "web", HTTPSEntryPoint: "websecure"})
+			},
+		}
+	})
 }

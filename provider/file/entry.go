@@ -104,43 +104,57 @@ func (p *Provider) read(root *os.Root, route string) ([]byte, error) {
 // after each event Traefik reads all routes.
 func (p *Provider) stage() string { return "." + p.mapping.Deployment }
 
-// replace makes content the file of the route, in one step.
-func (p *Provider) replace(root *os.Root, route string, content []byte) error {
-	temp := path.Join(p.stage(), route+"."+rand.Text())
-	f, err := root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+// make writes content to a file on the stage, for the route to have.
+func (p *Provider) make(root *os.Root, route string, content []byte, secret, sync bool) (temp string, err error) {
+	temp = path.Join(p.stage(), route+"."+rand.Text())
+	const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL
+	f, err := root.OpenFile(temp, flags, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = p.makeStage(root); err != nil {
-			return err
+			return "", err
 		}
-		f, err = root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		f, err = root.OpenFile(temp, flags, 0o600)
 	}
+	if err != nil {
+		return "", err
+	}
+	// Traefik may be another user, and one file that it can not read holds up everybody, whatever our umask is.
+	mode := fs.FileMode(0o644)
+	if secret {
+		mode = 0o640
+		err = shareWithGroup(root, f)
+	}
+	if err == nil {
+		_, err = f.Write(content)
+	}
+	if err == nil {
+		err = f.Chmod(mode)
+	}
+	if err == nil && sync {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		_ = root.Remove(temp)
+		return "", err
+	}
+	return temp, nil
+}
+
+// flush writes all that the file system has in memory to the disk.
+func flush(root *os.Root) error {
+	dir, err := root.Open(".")
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(content)
-	if err == nil {
-		// Traefik may be another user, and one file that it can not read holds up everybody, whatever our umask is.
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		// Without it a power failure can leave a file of the right name with half a route in it. The directory needs
-		// none: then the old file is there, and the next sync replaces it.
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = root.Rename(temp, p.fileName(route))
-	}
-	if err != nil {
-		_ = root.Remove(temp)
-	}
-	return err
+	defer dir.Close()
+	return syncFileSystem(dir)
 }
 
 func (p *Provider) makeStage(root *os.Root) error {
 	if err := root.Mkdir(p.stage(), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return root.Chmod(p.stage(), 0o755) // see replace
+	return root.Chmod(p.stage(), 0o755) // see make
 }
 
 // clear removes what a crash left on the stage.

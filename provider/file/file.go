@@ -6,6 +6,10 @@
 // With Traefik's static configuration: --providers.file.directory=/etc/traefik/webspaces. Traefik reads the whole
 // directory again after each change, so keep to some thousand routes, and it takes over nothing new while any file in
 // the directory is malformed, whoever wrote that one.
+//
+// Files can be read by everybody, but for those with the private key of a certificate in them: these have the directory's
+// group, which alone may read them. So give the directory to the group that Traefik runs in (chgrp traefik), and have
+// webspaced be root or in that group itself.
 package file
 
 import (
@@ -15,6 +19,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -35,8 +40,14 @@ type Options struct {
 	// HTTPSEntryPoint takes TLS, which Traefik terminates for http:// backends and passes through to tcp:// ones.
 	// Empty: none is terminated, and what is passed through comes in at Traefik's default entry points.
 	HTTPSEntryPoint string
-	// CertResolver is Traefik's certificate resolver for terminated TLS. Empty: Traefik's own certificates.
+	// CertResolver is Traefik's certificate resolver for hosts that have no certificate of their own. Empty: Traefik's own
+	// certificates.
 	CertResolver string
+	// CertDomains are the names in the certificate that CertResolver is to obtain, such as a wildcard. Empty: one
+	// certificate for each host.
+	CertDomains []string
+	// ChallengeURL is where ACME's HTTP-01 challenges of all hosts go. Empty: with the rest.
+	ChallengeURL string
 }
 
 // Provider writes routes to a directory. It implements [provider.Provider].
@@ -58,6 +69,8 @@ func New(dir string, opts *Options) (*Provider, error) {
 		HTTPEntryPoint:  opts.HTTPEntryPoint,
 		HTTPSEntryPoint: opts.HTTPSEntryPoint,
 		CertResolver:    opts.CertResolver,
+		CertDomains:     slices.Clone(opts.CertDomains),
+		ChallengeURL:    opts.ChallengeURL,
 	}}
 	if opts.Deployment == "" {
 		p.mapping.Deployment = "webspaced"
@@ -119,8 +132,12 @@ func (p *Provider) Routes(ctx context.Context) ([]provider.Route, error) {
 	return routes, nil
 }
 
-// writers is how many files are written at a time: the disk flushes some together, in the time of one.
-const writers = 16
+const (
+	// writers is how many files are written at a time.
+	writers = 16
+	// batch is how many are made before they all are moved to where Traefik sees them.
+	batch = 1000
+)
 
 // Apply implements [provider.Provider]. A file that says what it should already is not written.
 func (p *Provider) Apply(ctx context.Context, changes provider.Changes) error {
@@ -133,49 +150,101 @@ func (p *Provider) Apply(ctx context.Context, changes provider.Changes) error {
 	}
 	defer root.Close()
 
-	errs := make([]error, len(changes.Put)+len(changes.Delete)+1)
-	var group errgroup.Group
-	group.SetLimit(writers)
-	change := func(i int, name string, do func() error) {
-		if errs[len(errs)-1] = ctx.Err(); ctx.Err() != nil {
-			return
-		}
-		group.Go(func() error {
-			if err := do(); err != nil {
-				errs[i] = &provider.RouteError{Route: name, Err: err}
-			}
-			return nil
-		})
+	var errs []error
+	for puts := range slices.Chunk(changes.Put, batch) {
+		errs = append(errs, p.put(ctx, root, puts)...)
 	}
-	for i, r := range changes.Put {
-		change(i, r.Name, func() error { return p.put(root, r) })
+	errs = append(errs, each(ctx, changes.Delete, func(_ int, name string) error {
+		return failed(name, p.delete(root, name))
+	})...)
+	if ctx.Err() != nil {
+		errs = append(errs, ctx.Err())
 	}
-	for i, name := range changes.Delete {
-		change(len(changes.Put)+i, name, func() error { return p.delete(root, name) })
-	}
-	_ = group.Wait()
 	return errors.Join(errs...)
 }
 
-func (p *Provider) put(root *os.Root, r provider.Route) error {
+// each calls do for all, some at a time, until ctx ends.
+func each[T any](ctx context.Context, all []T, do func(int, T) error) []error {
+	errs := make([]error, len(all))
+	var group errgroup.Group
+	group.SetLimit(writers)
+	for i, one := range all {
+		if ctx.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			errs[i] = do(i, one)
+			return nil
+		})
+	}
+	_ = group.Wait()
+	return errs
+}
+
+func failed(route string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &provider.RouteError{Route: route, Err: err}
+}
+
+// put makes the files of routes, and moves them into place when all are on the disk. Without that, a power failure can
+// leave a file of the right name with half a route in it, or with none.
+func (p *Provider) put(ctx context.Context, root *os.Root, routes []provider.Route) []error {
+	staged := make([]string, len(routes))
+	errs := each(ctx, routes, func(i int, r provider.Route) (err error) {
+		staged[i], err = p.prepare(root, r, len(routes) == 1 || !flushes)
+		return failed(r.Name, err)
+	})
+	if ctx.Err() == nil && flushes && len(routes) > 1 && slices.ContainsFunc(staged, func(temp string) bool { return temp != "" }) {
+		// One flush of the file system takes far less time than one of each file.
+		if err := flush(root); err != nil {
+			for i, temp := range staged {
+				if temp != "" {
+					errs[i] = failed(routes[i].Name, classed(err))
+				}
+			}
+		}
+	}
+	for i, temp := range staged {
+		if temp == "" {
+			continue
+		}
+		if errs[i] == nil && ctx.Err() == nil {
+			errs[i] = failed(routes[i].Name, classed(root.Rename(temp, p.fileName(routes[i].Name))))
+		}
+		if errs[i] != nil || ctx.Err() != nil {
+			_ = root.Remove(temp)
+		}
+	}
+	return errs
+}
+
+// prepare makes the file of a route where Traefik does not see it, and returns its name; none if it stands already.
+func (p *Provider) prepare(root *os.Root, r provider.Route, sync bool) (temp string, err error) {
 	if err := r.Validate(); err != nil {
-		return err
+		return "", err
+	}
+	if err := p.mapping.Check(r); err != nil {
+		return "", err
 	}
 	want, err := p.encode(r)
 	if err != nil {
-		return err
+		return "", err
 	}
 	have, err := p.read(root, r.Name)
 	if err == nil && bytes.Equal(have, want) {
-		return nil
+		return "", nil
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return classed(err)
+		return "", classed(err)
 	}
 	if err := p.check(r, want); err != nil {
-		return err
+		return "", err
 	}
-	return classed(p.replace(root, r.Name, want))
+	secret := slices.ContainsFunc(r.Certificates, func(c provider.Certificate) bool { return c.Key != "" })
+	temp, err = p.make(root, r.Name, want, secret, sync)
+	return temp, classed(err)
 }
 
 func (p *Provider) delete(root *os.Root, name string) error {

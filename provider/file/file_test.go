@@ -18,18 +18,27 @@ import (
 	decoder "github.com/traefik/paerser/file"
 	"github.com/traefik/traefik/v2/pkg/config/dynamic"
 
+	"github.com/netsoc/webspaced/internal/traefiktest"
 	"github.com/netsoc/webspaced/provider"
 	"github.com/netsoc/webspaced/provider/file"
 	"github.com/netsoc/webspaced/provider/providertest"
 )
 
 func TestProvider(t *testing.T) {
+	kinds := map[string][]providertest.CertificateKind{
+		"HTTPS":      {providertest.Resolver, providertest.PEM},
+		"Challenges": {providertest.Resolver, providertest.PEM},
+	}
 	for name, opts := range map[string]file.Options{
 		"HTTP":  {},
 		"HTTPS": {HTTPEntryPoint: "web", HTTPSEntryPoint: "websecure", CertResolver: "le"},
+		"Challenges": {
+			HTTPSEntryPoint: "websecure", CertResolver: "le", CertDomains: []string{"*.example.org", "example.org"},
+			ChallengeURL: "http://gateway:8081",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			providertest.Run(t, func(t *testing.T) providertest.Harness { return harness(t.TempDir(), opts) })
+			providertest.Run(t, func(t *testing.T) providertest.Harness { return harness(t.TempDir(), opts, kinds[name]...) })
 		})
 	}
 }
@@ -53,7 +62,7 @@ var nulls = []string{
 	"tcp: {services: {one.ws-u1: {loadBalancer: {servers: [null]}}}}",
 }
 
-func harness(dir string, opts file.Options) providertest.Harness {
+func harness(dir string, opts file.Options, certificates ...providertest.CertificateKind) providertest.Harness {
 	rewrite := func(edit func([]byte) []byte) func(string, string) error {
 		return func(deployment, route string) error {
 			name := filepath.Join(dir, deployment+"."+route+".yml")
@@ -126,13 +135,29 @@ func harness(dir string, opts file.Options) providertest.Harness {
 			}
 			return all, nil
 		},
+		Certificates: certificates,
+		HasCertificate: func(c provider.Certificate) (has bool, err error) {
+			err = eachFile(dir, func(configuration *dynamic.Configuration) {
+				has = has || traefiktest.HasCertificate(configuration, c)
+			})
+			return has, err
+		},
 	}
 }
 
-// lookup reads the directory as Traefik does: every file whose name ends in .yml, .yaml or .toml, below it, too, is a
-// template, then a configuration; one bad file spoils all; of routers of one name the first counts.
 func lookup(dir, host string) (backend string, err error) {
-	err = filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
+	err = eachFile(dir, func(c *dynamic.Configuration) {
+		if found := traefiktest.Backend(c, host); found != "" {
+			backend = found
+		}
+	})
+	return backend, err
+}
+
+// eachFile reads the directory as Traefik does: every file whose name ends in .yml, .yaml or .toml, below it, too, is a
+// template, then a configuration; one bad file spoils all.
+func eachFile(dir string, do func(*dynamic.Configuration)) error {
+	return filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() || !slices.Contains([]string{".yml", ".yaml", ".toml"}, filepath.Ext(name)) {
 			return err
 		}
@@ -140,23 +165,9 @@ func lookup(dir, host string) (backend string, err error) {
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		if c.HTTP != nil {
-			for _, r := range c.HTTP.Routers {
-				if r.Rule == "Host(`"+host+"`)" {
-					backend = c.HTTP.Services[r.Service].LoadBalancer.Servers[0].URL
-				}
-			}
-		}
-		if c.TCP != nil {
-			for _, r := range c.TCP.Routers {
-				if r.Rule == "HostSNI(`"+host+"`)" {
-					backend = "tcp://" + c.TCP.Services[r.Service].LoadBalancer.Servers[0].Address
-				}
-			}
-		}
+		do(c)
 		return nil
 	})
-	return backend, err
 }
 
 func read(name string) (*dynamic.Configuration, error) {

@@ -3,7 +3,6 @@ package providertest
 import (
 	"context"
 	"errors"
-
 	"slices"
 	"strings"
 	"sync"
@@ -105,7 +104,7 @@ func (f *Fake) Routes(ctx context.Context) ([]provider.Route, error) {
 	var routes []provider.Route
 	for key, r := range f.store.entries {
 		if key.deployment == f.deployment {
-			r.Hosts = slices.Clone(r.Hosts)
+			r.Hosts, r.Certificates = slices.Clone(r.Hosts), slices.Clone(r.Certificates)
 			routes = append(routes, r)
 		}
 	}
@@ -138,7 +137,7 @@ func (f *Fake) Apply(ctx context.Context, changes provider.Changes) error {
 			errs = append(errs, &provider.RouteError{Route: r.Name, Err: err})
 			continue
 		}
-		r.Hosts = slices.Clone(r.Hosts)
+		r.Hosts, r.Certificates = slices.Clone(r.Hosts), slices.Clone(r.Certificates)
 		put := func(m map[fakeKey]provider.Route, key fakeKey) { m[key] = r }
 		if err := change(OpPut, r.Name, put); err != nil {
 			return errors.Join(append(errs, err)...)

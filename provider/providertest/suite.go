@@ -37,14 +37,30 @@ type Harness struct {
 	// ReadForeign returns all that WriteForeign wrote, as it is now, byte for byte.
 	ReadForeign func() ([]byte, error)
 
-	// Private says that nobody but the provider can write to its store, and that the store ends with it: Damage,
-	// WriteForeign and ReadForeign are nil.
+	// Private says that nobody but the provider gets at the store, its memory say: the three above are nil.
 	Private bool
 
 	// HTTPOnly says that the reverse proxy can not pass TLS through: a route with a tcp:// backend fails with
 	// InvalidArgument.
 	HTTPOnly bool
+
+	// Certificates are the kinds that the store has a way to say. A route with one of another kind fails with
+	// InvalidArgument.
+	Certificates []CertificateKind
+	// HasCertificate reports whether a reverse proxy that reads the store at this moment gets this certificate for its
+	// host, all parts of it. Not needed if there are no kinds.
+	HasCertificate func(provider.Certificate) (bool, error)
 }
+
+// CertificateKind is one of the ways to say where a certificate is.
+type CertificateKind string
+
+// The kinds, which are the fields of [provider.Certificate].
+const (
+	Secret   CertificateKind = "secret"
+	Resolver CertificateKind = "resolver"
+	PEM      CertificateKind = "pem"
+)
 
 // Run checks a provider against the documentation of [provider.Provider]. newHarness is called for each subtest and
 // returns a harness of an empty store; what it needs to clean up goes to t.Cleanup.
@@ -59,6 +75,8 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 		{"ReplacedInOneStep", (*suite).replacedInOneStep},
 		{"Reopened", (*suite).reopened},
 		{"TCP", (*suite).tcp},
+		{"Certificates", (*suite).certificates},
+		{"UnsupportedCertificates", (*suite).unsupportedCertificates},
 		{"OneBadChange", (*suite).oneBadChange},
 		{"Drift", (*suite).drift},
 		{"Foreign", (*suite).foreign},
@@ -272,6 +290,9 @@ func (s *suite) oneBadChange() {
 }
 
 func (s *suite) drift() {
+	if s.Private {
+		s.Skip("nobody else gets at the store")
+	}
 	require.NotEmpty(s, s.Damage, "the harness knows no way to damage a route")
 	p := s.open("one")
 	a := s.route("ws-u1", "http://198.18.0.1:80", "a.example.org", "b.example.org")
@@ -298,6 +319,9 @@ func (s *suite) drift() {
 }
 
 func (s *suite) foreign() {
+	if s.Private {
+		s.Skip("nobody else gets at the store")
+	}
 	p := s.open("one")
 	require.NoError(s, s.WriteForeign("one", "ws-u1"))
 	before, err := s.ReadForeign()

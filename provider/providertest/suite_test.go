@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -20,6 +21,28 @@ import (
 
 func TestFake(t *testing.T) {
 	providertest.Run(t, func(*testing.T) providertest.Harness { return harness(nil) })
+}
+
+// TestLimited runs the suite on a provider that can not do all.
+func TestLimited(t *testing.T) {
+	providertest.Run(t, func(*testing.T) providertest.Harness {
+		h := harness(func(f *providertest.Fake) provider.Provider {
+			return defect{Provider: f, apply: func(ctx context.Context, c provider.Changes) error {
+				var errs []error
+				c.Put = slices.DeleteFunc(slices.Clone(c.Put), func(r provider.Route) bool {
+					limited := strings.HasPrefix(r.Backend, "tcp://") || len(r.Certificates) > 0
+					if limited {
+						errs = append(errs, &provider.RouteError{Route: r.Name, Err: errdefs.ErrInvalidArgument})
+					}
+					return limited
+				})
+				return errors.Join(append(errs, f.Apply(ctx, c))...)
+			}}
+		})
+		h.HTTPOnly, h.Certificates, h.HasCertificate = true, nil, nil
+		h.Private, h.Damage, h.WriteForeign, h.ReadForeign = true, nil, nil, nil
+		return h
+	})
 }
 
 // harness is a store of Fakes, each wrapped by breakIt if that is not nil.
@@ -75,6 +98,11 @@ func harness(breakIt func(*providertest.Fake) provider.Provider) providertest.Ha
 		ReadForeign: func() ([]byte, error) {
 			routes, err := deployment(foreign).Routes(context.Background())
 			return fmt.Append(nil, routes), err
+		},
+		Certificates: []providertest.CertificateKind{providertest.Secret, providertest.Resolver, providertest.PEM},
+		HasCertificate: func(c provider.Certificate) (bool, error) {
+			routes, err := deployment("one").Routes(context.Background())
+			return slices.ContainsFunc(routes, func(r provider.Route) bool { return slices.Contains(r.Certificates, c) }), err
 		},
 	}
 }
@@ -249,6 +277,52 @@ var defects = map[string]struct {
 	"shares its routes among deployments": {"Deployments", func(f *providertest.Fake) provider.Provider {
 		return f.Deployment("one")
 	}},
+	"drops certificates": {"Certificates", func(f *providertest.Fake) provider.Provider {
+		return defect{Provider: f, apply: func(ctx context.Context, c provider.Changes) error {
+			c.Put = slices.Clone(c.Put)
+			for i := range c.Put {
+				c.Put[i].Certificates = nil
+			}
+			return f.Apply(ctx, c)
+		}}
+	}},
+	"keeps the old certificate": {"Certificates", func(f *providertest.Fake) provider.Provider {
+		return defect{Provider: f, apply: func(ctx context.Context, c provider.Changes) error {
+			c.Put = slices.Clone(c.Put)
+			for i, r := range c.Put {
+				have, _ := f.Route(r.Name)
+				if len(r.Certificates) > 0 && len(have.Certificates) == len(r.Certificates) {
+					c.Put[i].Certificates = have.Certificates
+				}
+			}
+			return f.Apply(ctx, c)
+		}}
+	}},
+	"never removes certificates": {"Certificates", func(f *providertest.Fake) provider.Provider {
+		return defect{Provider: f, apply: func(ctx context.Context, c provider.Changes) error {
+			c.Put = slices.Clone(c.Put)
+			for i, r := range c.Put {
+				if have, ok := f.Route(r.Name); ok && len(r.Certificates) == 0 && !strings.HasPrefix(r.Backend, "tcp://") {
+					c.Put[i].Certificates = have.Certificates
+				}
+			}
+			return f.Apply(ctx, c)
+		}}
+	}},
+	"has one certificate for all": {"Certificates", func(f *providertest.Fake) provider.Provider {
+		return defect{Provider: f, routes: func(ctx context.Context) ([]provider.Route, error) {
+			routes, err := f.Routes(ctx)
+			for _, r := range routes {
+				for i := range r.Certificates {
+					host := r.Certificates[i].Host
+					r.Certificates[i] = r.Certificates[0]
+					r.Certificates[i].Host = host
+				}
+			}
+			return routes, err
+		}}
+	}},
+	"writes what it can not say": {"UnsupportedCertificates", func(f *providertest.Fake) provider.Provider { return f }},
 	"ignores its context": {"Cancelled", func(f *providertest.Fake) provider.Provider {
 		return defect{
 			Provider: f,
@@ -293,7 +367,13 @@ const brokenEnv = "PROVIDERTEST_BROKEN"
 // TestBroken runs the suite on each defect, in a process of its own because a failed subtest can not be undone.
 func TestBroken(t *testing.T) {
 	if name := os.Getenv(brokenEnv); name != "" {
-		providertest.Run(t, func(*testing.T) providertest.Harness { return harness(defects[name].breakIt) })
+		providertest.Run(t, func(*testing.T) providertest.Harness {
+			h := harness(defects[name].breakIt)
+			if defects[name].found == "UnsupportedCertificates" {
+				h.Certificates = []providertest.CertificateKind{providertest.PEM}
+			}
+			return h
+		})
 		return
 	}
 	for name, d := range defects {

@@ -34,7 +34,7 @@ type Mapping struct {
 	// Traefik's own certificates.
 	CertResolver string
 	// CertDomains are the names in the certificate that CertResolver is to obtain, such as a wildcard and what it is for.
-	// Empty: one certificate for each host.
+	// Empty: one certificate for each host. One name alone is a wildcard.
 	CertDomains []string
 	// ChallengeURL is where the HTTP-01 challenges of all hosts go (RFC 8555 section 8.3), wherever the rest goes. Empty:
 	// with the rest.
@@ -58,6 +58,9 @@ func (m Mapping) Validate() error {
 	}
 	if len(m.CertDomains) > 0 && m.CertResolver == "" {
 		return fmt.Errorf("domains of a certificate without a certificate resolver: %w", errdefs.ErrInvalidArgument)
+	}
+	if len(m.CertDomains) == 1 && !strings.HasPrefix(m.CertDomains[0], "*.") {
+		return fmt.Errorf("one certificate for all hosts has the name of one, %q: %w", m.CertDomains[0], errdefs.ErrInvalidArgument)
 	}
 	for _, domain := range m.CertDomains {
 		if _, err := provider.ParseHost(strings.TrimPrefix(domain, "*.")); err != nil {
@@ -153,7 +156,7 @@ func (m Mapping) tls(own provider.Certificate) *dynamic.RouterTLSConfig {
 	}
 	c := &dynamic.RouterTLSConfig{CertResolver: m.CertResolver}
 	if len(m.CertDomains) > 0 {
-		c.Domains = []types.Domain{{Main: m.CertDomains[0], SANs: m.CertDomains[1:]}}
+		c.Domains = []types.Domain{{Main: m.CertDomains[0], SANs: append([]string(nil), m.CertDomains[1:]...)}}
 	}
 	return c
 }
@@ -188,7 +191,7 @@ func (m Mapping) Route(name string, c *dynamic.Configuration) provider.Route {
 				continue
 			}
 			r.Hosts = appendHost(r.Hosts, matchHost, router.Rule)
-			if router.TLS != nil && len(router.TLS.Domains) == 1 {
+			if router.TLS != nil && len(router.TLS.Domains) == 1 && len(router.TLS.Domains[0].SANs) == 0 {
 				if own, err := provider.ParseHost(router.TLS.Domains[0].Main); err == nil && router.Rule == rule(matchHost, own) {
 					r.Certificates = append(r.Certificates, provider.Certificate{Host: own, Resolver: router.TLS.CertResolver})
 				}

@@ -10,10 +10,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 	decoder "github.com/traefik/paerser/file"
 	"github.com/traefik/traefik/v2/pkg/config/dynamic"
 	"github.com/traefik/traefik/v2/pkg/rules"
+	"github.com/traefik/traefik/v2/pkg/types"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/netsoc/webspaced/provider"
@@ -24,6 +26,30 @@ var mappings = []traefik.Mapping{
 	{Deployment: "webspaced"},
 	{Deployment: "w", HTTPEntryPoint: "web", HTTPSEntryPoint: "websecure"},
 	{Deployment: "w-2", HTTPSEntryPoint: "web_Secure", CertResolver: "le"},
+	{
+		Deployment: "w-3", HTTPEntryPoint: "web", HTTPSEntryPoint: "websecure", CertResolver: "le",
+		CertDomains: []string{"alice.example.org", "*.alice.example.org"}, ChallengeURL: "http://gateway:8081",
+	},
+	{Deployment: "w-4", HTTPSEntryPoint: "websecure", CertResolver: "le", CertDomains: []string{"*.example.org"}},
+}
+
+// withCertificates gives the hosts of a route certificates of the kinds that Traefik's configuration has: none for the
+// first, then by turns.
+func withCertificates(r provider.Route) provider.Route {
+	for i, host := range r.Hosts {
+		c := provider.Certificate{Host: host}
+		switch i % 3 {
+		case 0:
+			continue
+		case 1:
+			c.Resolver = "own"
+		case 2:
+			c.Chain = fmt.Sprintf("-----BEGIN CERTIFICATE-----\r\nMII+/%d==\n-----END CERTIFICATE-----\n", i)
+			c.Key = "-----BEGIN PRIVATE KEY-----\nMII\n-----END PRIVATE KEY-----\n"
+		}
+		r.Certificates = append(r.Certificates, c)
+	}
+	return r
 }
 
 func route(t testing.TB, backend string, hosts ...string) provider.Route {
@@ -86,7 +112,7 @@ func requireExact(t testing.TB, m traefik.Mapping, r provider.Route) {
 	require.Equal(t, said, read)
 	require.True(t, r.Equal(m.Route(r.Name, read)), "%v is read as %v", r, m.Route(r.Name, read))
 	require.Nil(t, read.UDP)
-	require.Nil(t, read.TLS)
+	requireCertificates(t, read, r.Certificates)
 
 	routers := map[string]int{}
 	service := m.Deployment + "." + r.Name
@@ -104,10 +130,22 @@ func requireExact(t testing.TB, m traefik.Mapping, r provider.Route) {
 		require.Nil(t, read.TCP)
 		for _, router := range read.HTTP.Routers {
 			host := hostOf(router.Rule)
+			if router.Service == service+".acme" {
+				requireChallenge(t, router, host)
+				continue
+			}
 			routers[host]++
 			requireOneHost(t, router.Rule, "Host", host)
 			require.Equal(t, service, router.Service)
 			require.Equal(t, traefik.Priority, router.Priority)
+			if router.TLS != nil {
+				requireTLS(t, m, router.TLS, r, host)
+			}
+		}
+		if s := read.HTTP.Services[service+".acme"]; m.ChallengeURL != "" {
+			require.Equal(t, m.ChallengeURL, s.LoadBalancer.Servers[0].URL)
+		} else {
+			require.Nil(t, s)
 		}
 		require.True(t, *read.HTTP.Services[service].LoadBalancer.PassHostHeader)
 	}
@@ -115,6 +153,58 @@ func requireExact(t testing.TB, m traefik.Mapping, r provider.Route) {
 	for _, host := range r.Hosts {
 		require.NotZero(t, routers[host.String()], host.String())
 	}
+}
+
+// requireCertificates requires that just the certificates with a chain are in a configuration, for whoever asks for them.
+func requireCertificates(t testing.TB, c *dynamic.Configuration, want []provider.Certificate) {
+	t.Helper()
+	want = slices.DeleteFunc(slices.Clone(want), func(c provider.Certificate) bool { return c.Chain == "" })
+	if len(want) == 0 {
+		require.Nil(t, c.TLS)
+		return
+	}
+	require.Len(t, c.TLS.Certificates, len(want))
+	for i, have := range c.TLS.Certificates {
+		require.Equal(t, want[i].Chain, string(have.CertFile))
+		require.Equal(t, string(want[i].Key), string(have.KeyFile))
+		require.Empty(t, have.Stores)
+	}
+	require.Empty(t, c.TLS.Stores)
+	require.Empty(t, c.TLS.Options)
+}
+
+// requireTLS requires that a host's certificate is obtained by whom it should be, if by anybody.
+func requireTLS(t testing.TB, m traefik.Mapping, have *dynamic.RouterTLSConfig, r provider.Route, host string) {
+	t.Helper()
+	parsed, err := provider.ParseHost(host)
+	require.NoError(t, err)
+	own := r.Certificate(parsed)
+	switch {
+	case own.Chain != "":
+		require.Empty(t, have.CertResolver)
+	case own.Resolver != "":
+		require.Equal(t, own.Resolver, have.CertResolver)
+		require.Equal(t, []types.Domain{{Main: host}}, have.Domains)
+	case len(m.CertDomains) > 0:
+		require.Equal(t, m.CertResolver, have.CertResolver)
+		require.Len(t, have.Domains, 1)
+		require.Equal(t, m.CertDomains, have.Domains[0].ToStrArray())
+	default:
+		require.Equal(t, m.CertResolver, have.CertResolver)
+		require.Empty(t, have.Domains)
+	}
+	require.Empty(t, have.Options)
+}
+
+// requireChallenge requires that a router takes the challenges of one host, before all else.
+func requireChallenge(t testing.TB, router *dynamic.Router, host string) {
+	t.Helper()
+	require.Equal(t, traefik.Priority+1, router.Priority)
+	require.Nil(t, router.TLS)
+	first, second, ok := strings.Cut(router.Rule, " && ")
+	require.True(t, ok)
+	requireOneHost(t, first, "Host", host)
+	requireOneHost(t, second, "PathPrefix", "/.well-known/acme-challenge/")
 }
 
 func hostOf(rule string) string { return strings.Split(rule, "`")[1] }
@@ -131,6 +221,9 @@ func TestConfiguration(t *testing.T) {
 			requireExact(t, m, route(t, backend, "http.alice.example", "https.http.alice.example", "tls.alice.example"))
 			requireExact(t, m, route(t, backend, "true.no", "0.example", "1e3.example", "null.example", "xn--bcher-kva.example"))
 			requireExact(t, m, route(t, backend, strings.Join([]string{long, long, long, long[:61]}, ".")))
+			if m.HTTPSEntryPoint != "" && !strings.HasPrefix(backend, "tcp://") {
+				requireExact(t, m, withCertificates(route(t, backend, "alice.example.org", "alice.example", "www.alice.example", "z.a", "z.a-b.c", "z.z")))
+			}
 		}
 	}
 }
@@ -163,6 +256,13 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// sorted returns a host with others beside it.
+func sorted(t testing.TB, host provider.Host, others ...string) []provider.Host {
+	hosts := append(route(t, "http://198.18.0.1:80", others...).Hosts, host)
+	slices.SortFunc(hosts, provider.Host.Compare)
+	return slices.Compact(hosts)
+}
+
 // FuzzRule: whatever ParseHost accepts is one host for Traefik, and nothing else.
 func FuzzRule(f *testing.F) {
 	for _, seed := range []string{
@@ -180,8 +280,65 @@ func FuzzRule(f *testing.F) {
 			for _, backend := range []string{"http://198.18.0.1:80", "tcp://198.18.0.1:443"} {
 				requireExact(t, m, provider.Route{Name: "ws-u1", Hosts: []provider.Host{host}, Backend: backend})
 			}
+			if m.HTTPSEntryPoint != "" {
+				requireExact(t, m, withCertificates(provider.Route{
+					Name: "ws-u1", Hosts: sorted(t, host, "a.example", "z.example"), Backend: "http://198.18.0.1:80",
+				}))
+			}
 		}
 	})
+}
+
+// FuzzCertificate: whatever Validate accepts is that certificate for Traefik, and nothing else.
+func FuzzCertificate(f *testing.F) {
+	const chain, key = "-----BEGIN CERTIFICATE-----\nMII=\n-----END CERTIFICATE-----\n", "-----BEGIN PRIVATE KEY-----\nMII=\n-----END PRIVATE KEY-----\n"
+	f.Add("", chain, key)
+	f.Add("", chain+chain, strings.ReplaceAll(key, "\n", "\r\n"))
+	f.Add("", "-----BEGIN {{ env `HOME` }}", key)
+	f.Add("", "-----BEGIN \n \n- a\n\r", "-----BEGIN  \n\n")
+	f.Add("le", "", "")
+	f.Add("true", "", "")
+	f.Add("1e3", "", "")
+	f.Add("le@file", "", "")
+	f.Add("", "/etc/passwd", "/etc/shadow")
+	f.Fuzz(func(t *testing.T, resolver, chain, key string) {
+		r := route(t, "http://198.18.0.1:80", "alice.example.org", "bob.example.org")
+		c := provider.Certificate{Host: r.Hosts[0], Resolver: resolver, Chain: chain, Key: provider.PrivateKey(key)}
+		if c.Validate() != nil {
+			return
+		}
+		r.Certificates = []provider.Certificate{c}
+		for _, m := range mappings {
+			if m.HTTPSEntryPoint != "" {
+				require.NoError(t, m.Check(r))
+				requireExact(t, m, r)
+			}
+		}
+	})
+}
+
+func TestCheck(t *testing.T) {
+	r := withCertificates(route(t, "http://198.18.0.1:80", "a.example", "b.example", "c.example"))
+	require.NoError(t, traefik.Mapping{Deployment: "w", HTTPSEntryPoint: "websecure"}.Check(r))
+	require.True(t, errdefs.IsInvalidArgument(traefik.Mapping{Deployment: "w"}.Check(r)))
+	r.Certificates = []provider.Certificate{{Host: r.Hosts[0], Secret: "alice"}}
+	require.True(t, errdefs.IsInvalidArgument(traefik.Mapping{Deployment: "w", HTTPSEntryPoint: "websecure"}.Check(r)))
+}
+
+func TestValidate(t *testing.T) {
+	for what, m := range map[string]traefik.Mapping{
+		"no deployment":             {},
+		"resolver alone":            {Deployment: "w", CertResolver: "le"},
+		"domains alone":             {Deployment: "w", HTTPSEntryPoint: "s", CertDomains: []string{"*.example.org"}},
+		"one host for all":          {Deployment: "w", HTTPSEntryPoint: "s", CertResolver: "le", CertDomains: []string{"example.org"}},
+		"template in a domain":      {Deployment: "w", HTTPSEntryPoint: "s", CertResolver: "le", CertDomains: []string{"*.{{.}}.org"}},
+		"list in a domain":          {Deployment: "w", HTTPSEntryPoint: "s", CertResolver: "le", CertDomains: []string{"*.a.org,b.org"}},
+		"two wildcards in a domain": {Deployment: "w", HTTPSEntryPoint: "s", CertResolver: "le", CertDomains: []string{"*.*.org"}},
+		"path in the challenge URL": {Deployment: "w", ChallengeURL: "http://gateway:8081/x"},
+		"entry point":               {Deployment: "w", HTTPEntryPoint: "web,websecure"},
+	} {
+		require.Truef(t, errdefs.IsInvalidArgument(m.Validate()), "%s: %v", what, m.Validate())
+	}
 }
 
 // TestRulesAreBuiltInOnePlace: text that looks like a rule stands nowhere else in the repository's programs.

@@ -1,5 +1,5 @@
-// Builds the Traefik that tests run against; a module of its own, since it needs some 500 others. See ./build.
-module github.com/netsoc/webspaced/test/traefik
+// Builds the Traefik that tests run against; a module of its own, since it needs some 500 others. See ../build.
+module github.com/netsoc/webspaced/test/traefik/v3
 
 go 1.26.0
 

@@ -1,0 +1,160 @@
+package traefiktest
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/netsoc/webspaced/provider"
+)
+
+func (s *suite) route(name, backend string, hosts ...string) provider.Route {
+	s.Helper()
+	r := provider.Route{Name: name, Backend: backend}
+	for _, h := range hosts {
+		host, err := provider.ParseHost(h)
+		require.NoError(s, err)
+		r.Hosts = append(r.Hosts, host)
+	}
+	slices.SortFunc(r.Hosts, provider.Host.Compare)
+	require.NoError(s, r.Validate())
+	return r
+}
+
+// backend answers with its name and the host that it was asked for.
+func (s *suite) backend(name string) string {
+	server := httptest.NewServer(named(name))
+	s.Cleanup(server.Close)
+	return server.URL
+}
+
+// tlsBackend is a backend that takes TLS itself.
+func (s *suite) tlsBackend(name string, certificate tls.Certificate) string {
+	server := httptest.NewUnstartedServer(named(name))
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
+	server.StartTLS()
+	s.Cleanup(server.Close)
+	return "tcp://" + server.Listener.Addr().String()
+}
+
+func named(name string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, name, " ", r.Host) }
+}
+
+// answers requires that a host is answered like this in the end.
+func (s *suite) answers(host, want string) {
+	s.Helper()
+	s.eventually(host, func() (string, string) { return s.get(host), want })
+}
+
+// eventually asks until the answer is the one that is wanted.
+func (s *suite) eventually(what string, ask func() (have, want string)) {
+	s.Helper()
+	deadline := time.After(30 * time.Second)
+	for {
+		have, want := ask()
+		if have == want {
+			return
+		}
+		select {
+		case <-deadline:
+			s.Fatalf("%s is answered by %q, not by %q", what, have, want)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func (s *suite) get(host string) string { return s.getPath(host, "/") }
+
+func (s *suite) getPath(host, path string) string {
+	request, err := http.NewRequestWithContext(s.Context(), http.MethodGet, "http://"+s.traefik.Web+path, nil)
+	if err != nil {
+		return fmt.Sprint("error: ", err)
+	}
+	request.Host = host
+	response, err := s.visitor.Do(request)
+	if err != nil {
+		return fmt.Sprint("error: ", err)
+	}
+	return read(response)
+}
+
+// read returns the status of a response or, if that is 200, the body.
+func read(response *http.Response) string {
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	switch {
+	case err != nil:
+		return fmt.Sprint("error: ", err)
+	case response.StatusCode != http.StatusOK:
+		return response.Status
+	}
+	return string(body)
+}
+
+// authority issues certificates through an intermediate, as real ones do.
+type authority struct {
+	t            testing.TB
+	pool         *x509.CertPool // of the root
+	intermediate *x509.Certificate
+	key          *ecdsa.PrivateKey
+}
+
+func newCA(t testing.TB, name string) *authority {
+	ca := &authority{t: t, pool: x509.NewCertPool()}
+	root, rootKey := ca.sign(&x509.Certificate{Subject: pkix.Name{CommonName: name + " root"}, IsCA: true, KeyUsage: x509.KeyUsageCertSign}, nil, nil)
+	ca.pool.AddCert(root)
+	ca.intermediate, ca.key = ca.sign(&x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true, KeyUsage: x509.KeyUsageCertSign}, root, rootKey)
+	return ca
+}
+
+// issue returns a certificate for a host, with its intermediate.
+func (ca *authority) issue(host string) tls.Certificate {
+	leaf, key := ca.sign(&x509.Certificate{
+		Subject: pkix.Name{CommonName: host}, DNSNames: []string{host},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}, ca.intermediate, ca.key)
+	return tls.Certificate{Certificate: [][]byte{leaf.Raw, ca.intermediate.Raw}, PrivateKey: key}
+}
+
+// sign makes a key and its certificate; without a parent one that is signed by itself.
+func (ca *authority) sign(c, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+	ca.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(ca.t, err)
+	c.SerialNumber, err = rand.Int(rand.Reader, big.NewInt(1<<62))
+	require.NoError(ca.t, err)
+	c.NotBefore, c.NotAfter, c.BasicConstraintsValid = time.Now().Add(-time.Hour), time.Now().Add(time.Hour), true
+	if parent == nil {
+		parent, parentKey = c, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, parent, key.Public(), parentKey)
+	require.NoError(ca.t, err)
+	signed, err := x509.ParseCertificate(der)
+	require.NoError(ca.t, err)
+	return signed, key
+}
+
+// encode returns a certificate as PEM.
+func encode(t testing.TB, c tls.Certificate) (chain string, key provider.PrivateKey) {
+	for _, der := range c.Certificate {
+		chain += string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
+	require.NoError(t, err)
+	return chain, provider.PrivateKey(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
