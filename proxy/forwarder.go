@@ -222,7 +222,7 @@ func (f *Forwarder) listen(w *forward) (net.Listener, error) {
 		return Listen(w.ctx, address)
 	}
 	config := net.ListenConfig{KeepAliveConfig: keepAlive} // what is accepted inherits it
-	config.SetMultipathTCP(false) // the kernel does not splice it
+	config.SetMultipathTCP(false)                          // the kernel does not splice it
 	return config.Listen(w.ctx, "tcp", address)
 }
 
