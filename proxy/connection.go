@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"math"
 	"net"
 	"net/netip"
@@ -18,25 +20,118 @@ import (
 // alive is how long a connection that sends nothing has to live before a webspace is booted for it.
 const alive = 250 * time.Millisecond
 
+// carrier is what the connections of a forwarder, or of a TLS gateway, have in common: all that brings them to their
+// targets.
+type carrier struct {
+	activator                Activator
+	holds                    *Holds
+	connections              *Holds // all of them, held or not
+	holdTimeout, idleTimeout time.Duration
+	proxyProtocol            bool // targets are told who the client is
+	log                      *slog.Logger
+	dialer                   *net.Dialer
+
+	ctx     context.Context // of all connections
+	cancel  context.CancelCauseFunc
+	running sync.WaitGroup
+
+	dialErrors, clientsGone, failures atomic.Uint64
+	received, sent                    atomic.Uint64 // bytes, from clients and to them
+}
+
+// newCarrier completes c with defaults.
+func newCarrier(c *carrier, limits HoldLimits) *carrier {
+	if c.holds == nil {
+		c.holds = NewHolds(nil)
+	}
+	if c.holdTimeout <= 0 {
+		c.holdTimeout = 50 * time.Second
+	}
+	if c.idleTimeout <= 0 {
+		c.idleTimeout = time.Hour
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	if limits.Total <= 0 {
+		limits.Total = MaxConns()
+	}
+	limits.Wakes = -1
+	c.connections = NewHolds(&limits)
+	c.dialer = newDialer()
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	return c
+}
+
+// drain waits for all that runs. When ctx ends before, it is cut off for the given reason, and the error is ctx's.
+func (c *carrier) drain(ctx context.Context, reason error) error {
+	quiet := make(chan struct{})
+	go func() {
+		c.running.Wait()
+		close(quiet)
+	}()
+	var err error
+	select {
+	case <-quiet:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	c.cancel(reason)
+	<-quiet
+	return err
+}
+
 // connection is one client's, and in the end that to its target.
 type connection struct {
-	forwarder *Forwarder
-	client    *net.TCPConn
-	source    netip.Addr
-	target    Target
-	ctx       context.Context // cuts the connection off
-	cancel    context.CancelCauseFunc
+	*carrier
+	conn   net.Conn     // the client's, as it was accepted
+	client *net.TCPConn // the socket of conn
+	source netip.Addr
+	target Target
+	ctx    context.Context // cuts the connection off
+	cancel context.CancelCauseFunc
+
+	// early was read from the client already, to know what it wants. The target gets it first.
+	early []byte
+	// refusal is what the client is told if it can not be served; without, it gets a reset.
+	refusal func(error) []byte
+
+	// given says that somebody else has the client's connection now, and closes it.
+	given bool
 
 	// The end of what one side sends was passed on to the other: to the client, to the target.
 	clientShut, targetShut atomic.Bool
 }
 
-// serve has the connection from its beginning to its end.
-func (c *connection) serve() {
+// newConnection returns nil if conn is no TCP connection.
+func (c *carrier) newConnection(ctx context.Context, conn net.Conn) *connection {
+	client := socketOf(conn)
+	if client == nil {
+		return nil
+	}
+	n := &connection{carrier: c, conn: conn, client: client}
+	if address, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		n.source = address.AddrPort().Addr()
+	}
+	n.ctx, n.cancel = context.WithCancelCause(ctx)
+	return n
+}
+
+// run calls serve, which has the connection until it returns.
+func (c *connection) run(serve func()) {
 	defer c.cancel(nil)
-	defer c.client.Close()
+	defer func() {
+		if !c.given {
+			_ = c.conn.Close()
+		}
+	}()
 	stop := context.AfterFunc(c.ctx, func() { reset(c.client) })
 	defer stop()
+	serve()
+}
+
+// carry brings the connection to its target and to its end.
+func (c *connection) carry() {
 	endpoint, target, err := c.connect()
 	if err != nil {
 		c.fail(err)
@@ -48,25 +143,26 @@ func (c *connection) serve() {
 
 // connect brings the connection to its target, which is booted if need be.
 func (c *connection) connect() (Endpoint, *net.TCPConn, error) {
-	f := c.forwarder
-	if endpoint, ok := f.activator.Ready(c.target); ok {
+	if endpoint, ok := c.activator.Ready(c.target); ok {
 		if conn, err := c.dial(c.ctx, endpoint); err == nil {
 			return endpoint, conn, nil
 		}
 	}
-	if err := c.awaitLife(); err != nil {
-		return Endpoint{}, nil, err
+	if len(c.early) == 0 {
+		if err := c.awaitLife(); err != nil {
+			return Endpoint{}, nil, err
+		}
 	}
-	release, err := f.opts.Holds.hold(f.activator, c.target.Webspace, c.source)
+	release, err := c.holds.hold(c.activator, c.target.Webspace, c.source)
 	if err != nil {
 		return Endpoint{}, nil, err
 	}
 	defer release()
-	ctx, cancel := context.WithTimeout(c.ctx, f.opts.HoldTimeout)
+	ctx, cancel := context.WithTimeout(c.ctx, c.holdTimeout)
 	defer cancel()
 	defer c.watch()()
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		endpoint, err := f.activator.Activate(ctx, c.target)
+		endpoint, err := c.activator.Activate(ctx, c.target)
 		if err == nil {
 			conn, e := c.dial(ctx, endpoint)
 			if e == nil {
@@ -80,31 +176,56 @@ func (c *connection) connect() (Endpoint, *net.TCPConn, error) {
 			}
 		}
 		if ctx.Err() != nil && c.ctx.Err() == nil {
-			err = fmt.Errorf("held for %v: %w", f.opts.HoldTimeout, context.DeadlineExceeded)
+			err = fmt.Errorf("held for %v: %w", c.holdTimeout, context.DeadlineExceeded)
 		}
 		return Endpoint{}, nil, err
 	}
 }
 
-// dial connects to an endpoint. If that fails, the endpoint is given back.
+// dial connects to an endpoint, which then has what the client has sent before. If that fails, the endpoint is given back.
 func (c *connection) dial(ctx context.Context, endpoint Endpoint) (*net.TCPConn, error) {
 	var conn net.Conn
 	var err error
 	var dialling sync.WaitGroup
 	// Dialling makes a stack grow that the connection then has for as long as it lives.
-	dialling.Go(func() { conn, err = c.forwarder.dialer.DialContext(ctx, "tcp", endpoint.Address.String()) })
+	dialling.Go(func() { conn, err = c.dialer.DialContext(ctx, "tcp", endpoint.Address.String()) })
 	dialling.Wait()
+	if err == nil {
+		err = c.begin(conn)
+	}
 	if err != nil {
 		blame := (&dialError{err}).blame()
 		if ctx.Err() != nil {
 			blame = nil // it was not given its time
 		}
 		endpoint.Release(blame)
-		c.forwarder.count(func(s *ForwarderStats) { s.DialErrors++ })
-		c.forwarder.opts.Logger.DebugContext(ctx, "dial failed", "webspace", c.target.Webspace, "address", endpoint.Address, "error", err)
+		c.dialErrors.Add(1)
+		c.log.DebugContext(ctx, "dial failed", "webspace", c.target.Webspace, "address", endpoint.Address, "error", err)
 		return nil, err
 	}
 	return conn.(*net.TCPConn), nil
+}
+
+// begin writes what stands before all that is still to come from the client. A connection that does not take it is closed.
+func (c *connection) begin(target net.Conn) error {
+	first := c.early
+	if c.proxyProtocol {
+		header, err := proxyHeader(c.conn.RemoteAddr(), c.conn.LocalAddr())
+		if err != nil {
+			_ = target.Close()
+			return err
+		}
+		first = append(header, first...)
+	}
+	if len(first) == 0 {
+		return nil
+	}
+	_ = target.SetWriteDeadline(time.Now().Add(c.dialer.Timeout))
+	if _, err := target.Write(first); err != nil {
+		_ = target.Close()
+		return err
+	}
+	return target.SetWriteDeadline(time.Time{})
 }
 
 // awaitLife returns when the client has sent something or has just stayed. Who scans ports does neither. Nothing is read.
@@ -155,7 +276,7 @@ func (c *connection) splice(target *net.TCPConn) {
 	stop := context.AfterFunc(c.ctx, func() { reset(target) })
 	defer stop()
 	// The kernel does not say when it moves something, but since when nothing has come.
-	limit := c.forwarder.opts.IdleTimeout
+	limit := c.idleTimeout
 	var idle *time.Timer
 	idle = time.AfterFunc(math.MaxInt64, func() {
 		if left := limit - min(sinceReceived(c.client), sinceReceived(target)); left > 0 {
@@ -167,9 +288,8 @@ func (c *connection) splice(target *net.TCPConn) {
 	idle.Reset(limit)
 	defer idle.Stop()
 	var back sync.WaitGroup
-	f := c.forwarder
-	back.Go(func() { pass(c.client, target, &c.clientShut, &c.targetShut, &f.sent) })
-	pass(target, c.client, &c.targetShut, &c.clientShut, &f.received)
+	back.Go(func() { pass(c.client, target, &c.clientShut, &c.targetShut, &c.sent) })
+	pass(target, c.client, &c.targetShut, &c.clientShut, &c.received)
 	back.Wait()
 }
 
@@ -194,21 +314,54 @@ func (c *connection) fail(err error) {
 	if cause := context.Cause(c.ctx); cause != nil {
 		err = cause
 	}
-	reset(c.client)
-	f := c.forwarder
-	f.opts.Logger.DebugContext(c.ctx, "connection failed", "webspace", c.target.Webspace, "port", c.target.Port, "error", err)
+	c.log.DebugContext(c.ctx, "connection failed", "webspace", c.target.Webspace, "port", c.target.Port, "error", err)
 	if errors.Is(err, errGone) {
-		f.count(func(s *ForwarderStats) { s.ClientsGone++ })
+		c.clientsGone.Add(1)
+		reset(c.client)
 		return
 	}
-	f.count(func(s *ForwarderStats) { s.Failures++ })
+	c.failures.Add(1)
 	if _, ok := errors.AsType[*Failure](err); !ok && c.ctx.Err() == nil && !errdefs.IsNotFound(err) {
-		f.opts.Logger.WarnContext(c.ctx, "activation failed", "webspace", c.target.Webspace, "port", c.target.Port, "error", err)
+		c.log.WarnContext(c.ctx, "activation failed", "webspace", c.target.Webspace, "port", c.target.Port, "error", err)
 	}
+	c.refuse(err)
+}
+
+// refuse ends a connection that is not served.
+func (c *connection) refuse(err error) {
+	var words []byte
+	if c.refusal != nil {
+		words = c.refusal(err)
+	}
+	if len(words) == 0 {
+		reset(c.client)
+		return
+	}
+	_ = c.client.SetDeadline(time.Now().Add(lastWords))
+	if _, err := c.client.Write(words); err != nil || c.client.CloseWrite() != nil {
+		reset(c.client)
+		return
+	}
+	// Closing with something unread resets the connection, and the words might be lost.
+	_, _ = io.CopyN(io.Discard, c.client, 64<<10)
 }
 
 // reset closes a connection in a way that nobody takes for an end.
 func reset(conn *net.TCPConn) {
 	_ = conn.SetLinger(0)
 	_ = conn.Close()
+}
+
+// socketOf returns the TCP connection that others are wrapped around, or nil.
+func socketOf(conn net.Conn) *net.TCPConn {
+	for {
+		switch c := conn.(type) {
+		case *net.TCPConn:
+			return c
+		case interface{ NetConn() net.Conn }:
+			conn = c.NetConn()
+		default:
+			return nil
+		}
+	}
 }

@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -67,4 +68,65 @@ func ExampleNewGateway() {
 	// 200 /hello of blog.example.org
 	// 404 This address does not belong to any site. Is it spelled correctly?
 	// <nil> http: Server closed
+}
+
+// passedOn is a router of names for a TLS gateway: the shop has a certificate of its own, TLS for the blog ends at the gateway.
+type passedOn struct{ *blog }
+
+func (passedOn) RouteTLS(name string) (proxy.Target, error) {
+	switch strings.ToLower(name) {
+	case "shop.example.org":
+		return proxy.Target{Webspace: "shop", Port: 443}, nil
+	case "blog.example.org":
+		return proxy.Target{}, errdefs.ErrFailedPrecondition
+	}
+	return proxy.Target{}, errdefs.ErrNotFound
+}
+
+func ExampleNewTLSGateway() {
+	site := passedOn{&blog{httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s of %s", r.URL.Path, r.Host)
+	}))}}
+	defer site.server.Close()
+	certified := httptest.NewTLSServer(nil) // has a certificate, which is all that it is for
+	defer certified.Close()
+
+	holds := proxy.NewHolds(nil) // bounds what waits in both
+	edge := proxy.NewTLSGateway(site, site, &proxy.TLSGatewayOptions{
+		TLSConfig: &tls.Config{Certificates: certified.TLS.Certificates}, Holds: holds,
+	})
+	gateway := proxy.NewGateway(site, site, &proxy.GatewayOptions{Holds: holds, HTTPSPort: 443})
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	served := make(chan error, 2)
+	go func() { served <- edge.Serve(proxy.NewConns(nil).Listen(listener)) }()
+	go func() { served <- gateway.Serve(edge.Terminated()) }()
+
+	client := &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", listener.Addr().String())
+		},
+		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true},
+		ForceAttemptHTTP2: true,
+	}}
+	response, err := client.Get("https://blog.example.org/hello")
+	if err != nil {
+		panic(err)
+	}
+	body, _ := io.ReadAll(response.Body)
+	response.Body.Close()
+	fmt.Println(response.Proto, string(body))
+	_, err = client.Get("https://nobody.example.org/")
+	fmt.Println(strings.Contains(err.Error(), "unrecognized name"))
+	client.CloseIdleConnections()
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	fmt.Println(edge.Shutdown(ctx), gateway.Shutdown(ctx), <-served, <-served)
+	// Output:
+	// HTTP/2.0 /hello of blog.example.org
+	// true
+	// <nil> <nil> http: Server closed http: Server closed
 }

@@ -31,10 +31,11 @@ type answer struct {
 
 // The answers that are not about a target.
 var (
-	answerHost    = answer{Status: http.StatusBadRequest, Title: "Bad request", Reason: "The request does not say which site it is for."}
-	answerRequest = answer{Status: http.StatusBadRequest, Title: "Bad request", Reason: "The request makes no sense here."}
-	answerMethod  = answer{Status: http.StatusMethodNotAllowed, Title: "Method not allowed", Reason: "This method is not served here."}
-	answerUnread  = answer{Status: http.StatusRequestTimeout, Title: "Request timeout", Reason: "The request stopped half-way."}
+	answerHost        = answer{Status: http.StatusBadRequest, Title: "Bad request", Reason: "The request does not say which site it is for."}
+	answerRequest     = answer{Status: http.StatusBadRequest, Title: "Bad request", Reason: "The request makes no sense here."}
+	answerMethod      = answer{Status: http.StatusMethodNotAllowed, Title: "Method not allowed", Reason: "This method is not served here."}
+	answerMisdirected = answer{Status: http.StatusMisdirectedRequest, Title: "Misdirected request", Reason: "The connection is for another site than the request."}
+	answerUnread      = answer{Status: http.StatusRequestTimeout, Title: "Request timeout", Reason: "The request stopped half-way."}
 	// Every name that nobody has gets the same answer, byte for byte, and so does a webspace that is just gone: who
 	// asks for names learns nothing from it.
 	answerUnknown = answer{Status: http.StatusNotFound, Title: "There is no site here", Reason: "This address does not belong to any site. Is it spelled correctly?"}

@@ -47,7 +47,7 @@ func (w *forward) close() {
 // the port, it may be different in a moment.
 func (w *forward) run(l net.Listener, err error) {
 	defer close(w.ended)
-	log := w.forwarder.opts.Logger
+	log := w.forwarder.log
 	if err != nil {
 		log.Warn("can not open a port", "port", w.port, "error", err)
 		if l = w.open(); l == nil {
@@ -55,26 +55,12 @@ func (w *forward) run(l net.Listener, err error) {
 		}
 		log.Info("opened a port at last", "port", w.port)
 	}
-	const first, last = 5 * time.Millisecond, time.Second
-	for pause := first; ; {
-		conn, err := l.Accept()
-		switch {
-		case err == nil:
-			pause = first
-			w.admit(conn.(*net.TCPConn))
-			continue
-		case w.ctx.Err() != nil, errors.Is(err, net.ErrClosed):
-			return
-		}
-		if pause == first {
+	_ = accept(w.ctx, l, w.admit, func(err error, again bool) {
+		w.forwarder.count(func(s *ForwarderStats) { s.AcceptErrors++ })
+		if !again {
 			log.Warn("can not take connections", "port", w.port, "error", err)
 		}
-		w.forwarder.count(func(s *ForwarderStats) { s.AcceptErrors++ })
-		if !pauseFor(w.ctx, pause) {
-			return
-		}
-		pause = min(2*pause, last)
-	}
+	})
 }
 
 // open tries to open the port until that works, or until it is not wanted any more: then the listener is nil. What has it
@@ -101,30 +87,50 @@ func (w *forward) open() net.Listener {
 }
 
 // admit serves a connection, unless there are too many.
-func (w *forward) admit(client *net.TCPConn) {
+func (w *forward) admit(client net.Conn) {
 	f := w.forwarder
-	c := &connection{forwarder: f, client: client}
-	if address, ok := client.RemoteAddr().(*net.TCPAddr); ok {
-		c.source = address.AddrPort().Addr()
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.stats.Accepted++
+	c := f.newConnection(w.aimed, client)
 	if f.closed || w.ctx.Err() != nil {
-		reset(client)
+		c.cancel(nil)
+		reset(c.client)
 		return
 	}
 	c.target = w.target
 	release, err := f.connections.Acquire(c.target.Webspace, c.source)
 	if err != nil {
-		reset(client)
+		c.cancel(nil)
+		reset(c.client)
 		return
 	}
-	c.ctx, c.cancel = context.WithCancelCause(w.aimed)
 	f.running.Go(func() {
 		defer release()
-		c.serve()
+		c.run(c.carry)
 	})
+}
+
+// accept gives the connections of l to take, until ctx has ended or l is closed. No other error ends it: whatever there is
+// too little of, it may be different in a moment. failed is told of it, and whether the try before has failed as well.
+func accept(ctx context.Context, l net.Listener, take func(net.Conn), failed func(err error, again bool)) error {
+	const first, last = 5 * time.Millisecond, time.Second
+	for pause := first; ; {
+		conn, err := l.Accept()
+		switch {
+		case err == nil:
+			pause = first
+			take(conn)
+			continue
+		case ctx.Err() != nil, errors.Is(err, net.ErrClosed):
+			return err
+		}
+		failed(err, pause > first)
+		if !pauseFor(ctx, pause) {
+			return err
+		}
+		pause = min(2*pause, last)
+	}
 }
 
 // pauseFor returns false if ctx ended before.

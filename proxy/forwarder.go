@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -34,6 +33,12 @@ type ForwarderOptions struct {
 	// Replaces has ports opened that another process of this user shares, which is the one to take over from. Without it
 	// they count as taken: it may be somebody else's daemon.
 	Replaces bool
+	// TrustedProxies are the addresses of balancers in front, which begin each connection with a PROXY header; see
+	// [ProxyProtocol].
+	TrustedProxies []netip.Prefix
+	// ProxyProtocol makes each connection to a target begin with a PROXY header, version 2, that says who the client is.
+	// Whatever listens there must expect it.
+	ProxyProtocol bool
 	// Logger gets a debug record for each connection that failed, and a warning where the cause is neither the client
 	// nor the target. Default: nothing is logged.
 	Logger *slog.Logger
@@ -48,15 +53,8 @@ type ForwarderOptions struct {
 //
 // Create it with [NewForwarder] and end it with [Forwarder.Shutdown]. It is safe for concurrent use.
 type Forwarder struct {
-	activator   Activator
-	opts        ForwarderOptions
-	connections *Holds // all of them
-	dialer      *net.Dialer
-	ctx         context.Context // of all connections
-	cancel      context.CancelCauseFunc
-	running     sync.WaitGroup // ports and connections
-
-	received, sent atomic.Uint64 // bytes, see ForwarderStats
+	*carrier // its running are ports and connections
+	opts     ForwarderOptions
 
 	mu     sync.Mutex
 	closed bool
@@ -87,28 +85,14 @@ type ForwarderStats struct {
 
 // NewForwarder returns a forwarder without any port. nil options are the defaults.
 func NewForwarder(activator Activator, opts *ForwarderOptions) *Forwarder {
-	f := &Forwarder{activator: activator, dialer: newDialer(), ports: map[int]*forward{}}
+	f := &Forwarder{ports: map[int]*forward{}}
 	if opts != nil {
 		f.opts = *opts
 	}
-	if f.opts.Holds == nil {
-		f.opts.Holds = NewHolds(nil)
-	}
-	if f.opts.HoldTimeout <= 0 {
-		f.opts.HoldTimeout = 50 * time.Second
-	}
-	if f.opts.IdleTimeout <= 0 {
-		f.opts.IdleTimeout = time.Hour
-	}
-	if f.opts.Logger == nil {
-		f.opts.Logger = slog.New(slog.DiscardHandler)
-	}
-	if f.opts.Limits.Total <= 0 {
-		f.opts.Limits.Total = MaxConns()
-	}
-	f.opts.Limits.Wakes = -1
-	f.connections = NewHolds(&f.opts.Limits)
-	f.ctx, f.cancel = context.WithCancelCause(context.Background())
+	f.carrier = newCarrier(&carrier{
+		activator: activator, holds: f.opts.Holds, holdTimeout: f.opts.HoldTimeout, idleTimeout: f.opts.IdleTimeout,
+		proxyProtocol: f.opts.ProxyProtocol, log: f.opts.Logger,
+	}, f.opts.Limits)
 	return f
 }
 
@@ -176,7 +160,8 @@ func (f *Forwarder) Stats() ForwarderStats {
 	all := f.connections.Stats()
 	stats.Live = all.Held
 	stats.RefusedWebspace, stats.RefusedSource, stats.RefusedTotal = all.RefusedWebspace, all.RefusedSource, all.RefusedTotal
-	stats.Holds = f.opts.Holds.Stats()
+	stats.Holds = f.holds.Stats()
+	stats.DialErrors, stats.ClientsGone, stats.Failures = f.dialErrors.Load(), f.clientsGone.Load(), f.failures.Load()
 	return stats
 }
 
@@ -191,20 +176,7 @@ func (f *Forwarder) Shutdown(ctx context.Context) error {
 		w.close()
 	}
 	f.mu.Unlock()
-	quiet := make(chan struct{})
-	go func() {
-		f.running.Wait()
-		close(quiet)
-	}()
-	var err error
-	select {
-	case <-quiet:
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
-	f.cancel(errForwarderClosed)
-	<-quiet
-	return err
+	return f.drain(ctx, errForwarderClosed)
 }
 
 func (f *Forwarder) listen(w *forward) (net.Listener, error) {
@@ -212,18 +184,26 @@ func (f *Forwarder) listen(w *forward) (net.Listener, error) {
 	if f.opts.ListenAddress.IsValid() {
 		host = f.opts.ListenAddress.String()
 	}
-	address := net.JoinHostPort(host, strconv.Itoa(w.port))
+	l, err := f.listenAt(w.ctx, net.JoinHostPort(host, strconv.Itoa(w.port)))
+	if err == nil && len(f.opts.TrustedProxies) > 0 {
+		l = ProxyProtocol(l, f.opts.TrustedProxies)
+	}
+	return l, err
+}
+
+func (f *Forwarder) listenAt(ctx context.Context, address string) (net.Listener, error) {
 	if f.opts.Shared {
-		if shared, err := CheckListen(w.ctx, address); err != nil {
+		if shared, err := CheckListen(ctx, address); err != nil {
 			return nil, err
 		} else if shared && !f.opts.Replaces {
 			return nil, fmt.Errorf("listen %s: another process of this user has it: %w", address, syscall.EADDRINUSE)
 		}
-		return Listen(w.ctx, address)
+		return Listen(ctx, address)
 	}
-	config := net.ListenConfig{KeepAliveConfig: keepAlive} // what is accepted inherits it
-	config.SetMultipathTCP(false)                          // the kernel does not splice it
-	return config.Listen(w.ctx, "tcp", address)
+	// What is accepted has the options of the listener.
+	config := net.ListenConfig{KeepAliveConfig: keepAlive}
+	config.SetMultipathTCP(false) // the kernel does not splice it
+	return config.Listen(ctx, "tcp", address)
 }
 
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 3}

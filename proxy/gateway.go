@@ -38,6 +38,13 @@ type GatewayOptions struct {
 	// TrustedProxies are the addresses whose X-Forwarded-*, Forwarded and X-Real-Ip headers are believed. All others'
 	// are dropped. A trusted proxy must send X-Forwarded-For, or all its clients count as one source.
 	TrustedProxies []netip.Prefix
+	// Challenge answers requests below /.well-known/acme-challenge/, with which a certificate authority asks whether a
+	// host name is ours. It returns false, and leaves the response alone, for what is not its own: that is proxied like
+	// any other request. A request that it answers boots nothing. Default: there is none.
+	Challenge func(http.ResponseWriter, *http.Request) bool
+	// HTTPSPort is where clients that come without TLS are sent to, at the same host: 443, in general. Those that come
+	// through a trusted proxy are that proxy's business. Default: nobody is sent anywhere.
+	HTTPSPort int
 	// Logger gets a debug record for each failed request, and a warning where the cause is neither the client nor the
 	// target. Default: nothing is logged.
 	Logger *slog.Logger
@@ -49,6 +56,10 @@ type GatewayOptions struct {
 // Create it with [NewGateway]; serve with [Gateway.Serve], or use it as a handler of another server. Only under Serve does
 // it notice that a client has left before its request's body was read. [Conns] bound the connections, which it does not do
 // itself. It is safe for concurrent use.
+//
+// A request that comes through TLS, not from a trusted proxy, must be for the host that the client has named in TLS, if it
+// has named one, or it is answered with 421 (Misdirected Request): a client that shares a connection among hosts then opens
+// another one.
 type Gateway struct {
 	router    Router
 	activator Activator
@@ -148,7 +159,7 @@ func NewGateway(router Router, activator Activator, opts *GatewayOptions) *Gatew
 }
 
 // Serve serves the connections of l and closes it in the end. It returns http.ErrServerClosed after Shutdown, and only
-// then or when l breaks. A listener of TLS connections may negotiate "h2"; HTTP/2 without TLS is not spoken, as it would
+// then or when l breaks. A listener of TLS connections, as that of a [TLSGateway], may negotiate "h2"; HTTP/2 without TLS is not spoken, as it would
 // be one more way around whatever is in front. It may be called for several listeners.
 func (g *Gateway) Serve(l net.Listener) error { return g.server.Serve(l) }
 
@@ -222,7 +233,21 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.answer(answerHost, errors.New("malformed host"))
 		return
 	}
+	if g.misdirected(r, host) {
+		x.answer(answerMisdirected, errors.New("the host is not the one that the TLS connection is for"))
+		return
+	}
+	if g.challenged(x, r) {
+		return
+	}
 	target, err := g.router.Route(host)
+	if (err == nil || errdefs.IsFailedPrecondition(err)) && g.redirects(r) {
+		x.redirect(host)
+		return
+	}
+	if errdefs.IsFailedPrecondition(err) { // there is no site here, unless with TLS
+		err = fmt.Errorf("%w: %w", errdefs.ErrNotFound, err)
+	}
 	if err != nil {
 		x.warn("routing failed", err)
 		x.fail(err)

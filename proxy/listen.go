@@ -66,6 +66,8 @@ func Yield(l net.Listener) error {
 			return yield(conn)
 		case *limitListener:
 			l = inner.Listener
+		case *proxyListener:
+			l = inner.Listener
 		default:
 			return fmt.Errorf("yield: %T is no listener of this package: %w", l, errors.ErrUnsupported)
 		}

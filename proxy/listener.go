@@ -121,15 +121,15 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		tcp, isTCP := conn.(*net.TCPConn)
+		tcp := socketOf(conn)
 		limited := l.conns.admit(conn)
 		switch {
-		case limited == nil && isTCP:
+		case limited == nil && tcp != nil:
 			_ = tcp.SetLinger(0) // leaves nothing behind, not even in the kernel
 			fallthrough
 		case limited == nil:
 			_ = conn.Close()
-		case isTCP:
+		case tcp != nil:
 			return &limitedTCPConn{tcp, limited}, nil
 		default:
 			return limited, nil
@@ -165,6 +165,10 @@ type limitedTCPConn struct {
 
 func (c *limitedTCPConn) NetConn() net.Conn { return c.TCPConn }
 func (c *limitedTCPConn) Close() error      { return c.limited.Close() }
+
+// What a PROXY header has said of them is kept.
+func (c *limitedTCPConn) RemoteAddr() net.Addr { return c.limited.RemoteAddr() }
+func (c *limitedTCPConn) LocalAddr() net.Addr  { return c.limited.LocalAddr() }
 
 // admit counts conn, which waits now. It returns nil if there is no room for it.
 func (c *Conns) admit(conn net.Conn) *limitedConn {

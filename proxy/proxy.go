@@ -1,9 +1,14 @@
-// Package proxy is the data path of webspaced: a [Gateway] for HTTP and a [Forwarder] of TCP ports, which hold requests
-// and connections while what serves them boots.
+// Package proxy is the data path of webspaced: a [Gateway] for HTTP, a [TLSGateway] and a [Forwarder] of TCP ports, which
+// hold requests and connections while what serves them boots.
 //
 // It knows no webspace. A [Router] says which [Target] a host name belongs to, and an [Activator] makes a target take
 // connections; the package does the rest: it holds the request within bounds, proxies that very same request once there
 // is an endpoint, and tells the client why when there is none.
+//
+// A gateway at the edge, with nothing in front of it, has two listeners: one without TLS, where [GatewayOptions] may send
+// clients to HTTPS and answer the challenges of certificate authorities, and one of a [TLSGateway], which passes some names
+// through and gives the rest to the Gateway. [Conns] bound the connections of both, and [ProxyProtocol] tells who the clients
+// of balancers are.
 package proxy
 
 import (
@@ -23,7 +28,9 @@ type Target struct {
 // Router says which target a request belongs to.
 type Router interface {
 	// Route returns the target that serves a host name. host comes from the client, in any spelling, without port. It
-	// never blocks. The error is NotFound (github.com/containerd/errdefs) when nobody has this name.
+	// never blocks. The error is NotFound (github.com/containerd/errdefs) when nobody has this name, and may be
+	// FailedPrecondition when whoever has it takes TLS connections only: to clients that looks the same, except where
+	// they are sent to HTTPS.
 	Route(host string) (Target, error)
 }
 

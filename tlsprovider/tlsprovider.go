@@ -54,7 +54,7 @@ type Status struct {
 // Implementations are safe for concurrent use; calls for one host are serialised by the caller. Errors are classes of
 // github.com/containerd/errdefs: Unavailable when what it depends on can not be reached (the caller tries again, with a
 // back-off), PermissionDenied when that forbids it, InvalidArgument for an order that can not be expressed, AlreadyExists
-// when something that is not ours is in its place. Every call ends with ctx.
+// when something that is not ours is in its place, ResourceExhausted when there are too many. Every call ends with ctx.
 type Issuer interface {
 	// Order makes sure that there is or will be a certificate, and says how far it has come. It is idempotent, returns
 	// without waiting for the certificate, and costs next to nothing when nothing has changed. Of two orders of one host

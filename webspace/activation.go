@@ -115,7 +115,7 @@ func (a *activation) setReadiness(at netip.AddrPort, r readiness) (changed bool)
 func (m *Manager) Route(host string) (proxy.Target, error) {
 	target, passthrough, err := m.route(host)
 	if err == nil && passthrough {
-		return proxy.Target{}, errNobody
+		return proxy.Target{}, errPassthrough
 	}
 	return target, err
 }
@@ -150,9 +150,10 @@ func (m *Manager) route(host string) (target proxy.Target, passthrough bool, err
 }
 
 var (
-	errNobody     = fmt.Errorf("no webspace has this host name: %w", errdefs.ErrNotFound)
-	errTerminated = fmt.Errorf("this webspace does not take TLS itself: %w", errdefs.ErrFailedPrecondition)
-	errUnread     = &proxy.Failure{
+	errNobody      = fmt.Errorf("no webspace has this host name: %w", errdefs.ErrNotFound)
+	errPassthrough = fmt.Errorf("this webspace takes TLS itself: %w", errdefs.ErrFailedPrecondition)
+	errTerminated  = fmt.Errorf("this webspace does not take TLS itself: %w", errdefs.ErrFailedPrecondition)
+	errUnread      = &proxy.Failure{
 		Reason: "The server has just started.", RetryAfter: time.Second,
 		Err: fmt.Errorf("the webspaces have not been read yet: %w", errdefs.ErrUnavailable),
 	}

@@ -15,6 +15,15 @@ import (
 
 // writeClientCert makes a client certificate and its key, as PEM files.
 func writeClientCert(certPath, keyPath string) error {
+	return writeCert(certPath, keyPath, x509.ExtKeyUsageClientAuth)
+}
+
+// writeServerCert makes a certificate of the loopback and its key, as PEM files.
+func writeServerCert(certPath, keyPath string) error {
+	return writeCert(certPath, keyPath, x509.ExtKeyUsageServerAuth)
+}
+
+func writeCert(certPath, keyPath string, usage x509.ExtKeyUsage) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
@@ -25,7 +34,8 @@ func writeClientCert(certPath, keyPath string) error {
 		NotBefore:    time.Now().Add(-time.Hour),
 		NotAfter:     time.Now().Add(24 * time.Hour),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		ExtKeyUsage:  []x509.ExtKeyUsage{usage},
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
 	}
 	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {

@@ -59,7 +59,7 @@ func (s *suite) spellings() {
 		}
 		require.Greater(s, len(routes), 20)
 		s.put(routes...)
-		for _, r := range []provider.Route{owner, routes[len(routes)-1]} {
+		for _, r := range routes { // a Traefik that read while they were written has some
 			who := map[bool]string{true: "bob", false: "eve"}[r.Name == owner.Name]
 			s.eventually(r.Hosts[0].String(), func() (string, string) { return kind.ask(r.Hosts[0].String()), who })
 		}

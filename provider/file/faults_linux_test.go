@@ -226,3 +226,40 @@ func TestUnchangedIsNotWritten(t *testing.T) {
 	require.True(t, os.SameFile(before, after))
 	require.Equal(t, before.ModTime().Add(-time.Hour), after.ModTime())
 }
+
+// TestPrivateKeys: files with a key are for the directory's group alone, all others for everybody.
+func TestPrivateKeys(t *testing.T) {
+	dir := t.TempDir()
+	group := os.Getegid()
+	if os.Geteuid() == 0 {
+		group = 4321
+		require.NoError(t, os.Chown(dir, -1, group))
+	}
+	p, err := file.New(dir, &file.Options{HTTPSEntryPoint: "websecure"})
+	require.NoError(t, err)
+	plain := route(t, "ws-u1", "http://198.18.0.1:80", "a.example.org")
+	resolver, secret := plain, route(t, "ws-u2", "http://198.18.0.1:80", "b.example.org")
+	resolver.Certificates = []provider.Certificate{{Host: plain.Hosts[0], Resolver: "le"}}
+	secret.Certificates = []provider.Certificate{{Host: secret.Hosts[0], Chain: "-----BEGIN A", Key: "-----BEGIN B"}}
+	requireMode := func(name string, mode os.FileMode) {
+		t.Helper()
+		info, err := os.Stat(filepath.Join(dir, "webspaced."+name+".yml"))
+		require.NoError(t, err)
+		require.Equal(t, mode, info.Mode())
+		if mode == 0o640 {
+			require.EqualValues(t, group, info.Sys().(*syscall.Stat_t).Gid)
+		}
+	}
+	defer syscall.Umask(syscall.Umask(0o077))
+	for _, r := range []provider.Route{plain, resolver} {
+		require.NoError(t, p.Apply(t.Context(), put(r, secret)))
+		requireMode("ws-u1", 0o644)
+		requireMode("ws-u2", 0o640)
+	}
+	without := secret
+	without.Certificates = nil
+	require.NoError(t, p.Apply(t.Context(), put(without)))
+	requireMode("ws-u2", 0o644)
+	require.NoError(t, p.Apply(t.Context(), put(secret)))
+	requireMode("ws-u2", 0o640)
+}

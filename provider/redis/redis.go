@@ -72,6 +72,7 @@ type Provider struct {
 	root    string
 	mapping traefik.Mapping
 	log     *slog.Logger
+	memory  memory
 }
 
 var _ provider.Provider = (*Provider)(nil)
@@ -159,6 +160,7 @@ func (p *Provider) Routes(ctx context.Context) ([]provider.Route, error) {
 	if err != nil {
 		return nil, classed(ctx, err)
 	}
+	since := p.memory.now()
 	stored, err := p.values(ctx, "")
 	if err != nil {
 		return nil, classed(ctx, err)
@@ -185,22 +187,27 @@ func (p *Provider) Routes(ctx context.Context) ([]provider.Route, error) {
 	p.warnOfPoison(foreign)
 
 	routes := make([]provider.Route, 0, len(ours))
+	whole := make(map[string][]string, len(ours))
 	for _, name := range slices.Sorted(maps.Keys(ours)) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		routes = append(routes, p.decode(name, ours[name]))
+		r := p.decode(name, ours[name])
+		whole[name] = nil
+		if r.Backend != "" {
+			whole[name] = slices.Collect(maps.Keys(ours[name]))
+		}
+		routes = append(routes, r)
 	}
+	p.memory.replace(whole, since)
 	return routes, nil
 }
 
 // writers is how many routes are written at a time.
 const writers = 8
 
-// Apply implements [provider.Provider]. A route is changed in one transaction, and values that stand are not written.
-//
-// To find all that stands of a route, whoever wrote it there, it reads the names of all keys, as Traefik will for each of
-// its changes.
+// Apply implements [provider.Provider]. A route is changed in one transaction, and values that stand are not written. It
+// looks through all keys of the database for those of a route that is deleted or that Routes has not found whole before.
 func (p *Provider) Apply(ctx context.Context, changes provider.Changes) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -236,7 +243,9 @@ func (p *Provider) Apply(ctx context.Context, changes provider.Changes) error {
 			break
 		}
 		group.Go(func() error {
-			if err := classed(ctx, p.write(ctx, stored[name], want)); err != nil {
+			err := classed(ctx, p.write(ctx, stored[name], want))
+			p.memory.note(name, want, err)
+			if err != nil {
 				errs[place[name]] = &provider.RouteError{Route: name, Err: err}
 			}
 			return nil
@@ -266,12 +275,18 @@ func (p *Provider) want(r provider.Route) (entries, error) {
 
 // standing returns what stands of these routes.
 func (p *Provider) standing(ctx context.Context, wanted map[string]entries) (map[string]entries, error) {
-	only := ""
-	if len(wanted) == 1 {
-		for only = range wanted {
+	var stored entries
+	var err error
+	if keys, certain := p.memory.keys(wanted); certain {
+		stored, err = p.get(ctx, keys)
+	} else {
+		only := ""
+		if len(wanted) == 1 {
+			for only = range wanted {
+			}
 		}
+		stored, err = p.values(ctx, only)
 	}
-	stored, err := p.values(ctx, only)
 	if err != nil {
 		return nil, err
 	}

@@ -263,3 +263,109 @@ func TestContent(t *testing.T) {
 		"traefik/tcp/services/webspaced.ws-u2/loadBalancer/servers/0/address":           "[2001:db8::2]:443",
 	}, have)
 }
+
+// TestWrites: a change writes what differs, each of which has Traefik read everything anew.
+func TestWrites(t *testing.T) {
+	server := testbed.Redis(t)
+	db := dial(t, server)
+	p := open(t, server, redis.Options{HTTPEntryPoint: "web", HTTPSEntryPoint: "websecure", CertResolver: "le"})
+	requireStands(t, p)
+	listener := db.PSubscribe(t.Context(), "__keyspace*:*")
+	defer listener.Close()
+	_, err := listener.Receive(t.Context())
+	require.NoError(t, err)
+	events := func() (keys []string) {
+		require.NoError(t, db.Set(t.Context(), "end", "", 0).Err())
+		for {
+			message, err := listener.ReceiveMessage(t.Context())
+			require.NoError(t, err)
+			key := strings.TrimPrefix(message.Channel, "__keyspace@0__:")
+			if key == "end" {
+				return keys
+			}
+			keys = append(keys, message.Payload+" "+key)
+		}
+	}
+	a := route(t, "ws-u1", "http://198.18.0.1:80", "a.example.org")
+	b := route(t, "ws-u2", "http://198.18.0.2:80", "b.example.org")
+	require.NoError(t, p.Apply(t.Context(), put(a, b)))
+	require.Len(t, events(), 22)
+	requireStands(t, p, a, b)
+	require.NoError(t, p.Apply(t.Context(), put(a, b)))
+	require.NoError(t, p.Apply(t.Context(), provider.Changes{Delete: []string{"ws-u3"}}))
+	require.Empty(t, events())
+
+	for _, by := range []*redis.Provider{p, open(t, server, redis.Options{HTTPEntryPoint: "web", HTTPSEntryPoint: "websecure", CertResolver: "le"})} {
+		a.Backend = "http://gateway:8081"
+		require.NoError(t, by.Apply(t.Context(), put(a, b)))
+		require.Equal(t, []string{"set traefik/http/services/webspaced.ws-u1/loadBalancer/servers/0/url"}, events())
+		a.Backend = "http://198.18.0.1:80"
+		require.NoError(t, by.Apply(t.Context(), put(a)))
+		require.Equal(t, []string{"set traefik/http/services/webspaced.ws-u1/loadBalancer/servers/0/url"}, events())
+	}
+}
+
+// TestTwins: a Provider that knows what it wrote finds out what another one did.
+func TestTwins(t *testing.T) {
+	server := testbed.Redis(t)
+	p, twin := open(t, server, redis.Options{}), open(t, server, redis.Options{})
+	a, more := route(t, "ws-u1", "http://198.18.0.1:80", "a.example.org"), route(t, "ws-u1", "http://198.18.0.1:80", "a.example.org", "b.example.org")
+	requireStands(t, p)
+	require.NoError(t, p.Apply(t.Context(), put(a)))
+	require.NoError(t, twin.Apply(t.Context(), put(more)))
+	requireStands(t, p, more)
+	require.NoError(t, p.Apply(t.Context(), put(a)))
+	requireStands(t, twin, a)
+	require.NoError(t, twin.Apply(t.Context(), provider.Changes{Delete: []string{"ws-u1"}}))
+	require.NoError(t, p.Apply(t.Context(), put(a)))
+	requireStands(t, p, a)
+	require.NoError(t, twin.Apply(t.Context(), put(more)))
+	require.NoError(t, p.Apply(t.Context(), provider.Changes{Delete: []string{"ws-u1"}}), "all of it, at once")
+	requireStands(t, twin)
+}
+
+// FuzzStored has any key and value beside those of a route, and any value in one of its keys: the route is read as it was,
+// or as one that differs, and is whole again after a put. Keys of others stay.
+func FuzzStored(f *testing.F) {
+	const rule = "traefik/http/routers/webspaced.ws-u1.http.a.example.org/rule"
+	f.Add(rule, "Host(`z.example.org`)")
+	f.Add(rule, "")
+	f.Add("traefik/HTTP//Routers/WEBSPACED.ws-u1.http.a.example.org/Rule", "x")
+	f.Add("traefik/http/routers/web\u017fpaced.ws-u1.http.a.example.org/rule", "x")
+	f.Add("traefik/tls/certificates/webspaced.ws-u1.a.example.org/certFile", "x")
+	f.Add("traefik/http/middlewares/webspaced.ws-u1/plugin/a", "x")
+	f.Add("traefik/http/middlewares/webspaced.ws-u1x", "x")
+	f.Add("traefik/http/services/mine/loadBalancer/servers/0/url", "x")
+	f.Add("traefik/http/services/webspaced.ws-u2/loadBalancer/servers/0/url", "x")
+	f.Add("other\xff\x00*[", "\xff")
+	server := testbed.Redis(f)
+	db := dial(f, server)
+	a := route(f, "ws-u1", "http://198.18.0.1:80", "a.example.org")
+	f.Fuzz(func(t *testing.T, key, value string) {
+		if key == "" {
+			return
+		}
+		require.NoError(t, db.FlushDB(t.Context()).Err())
+		p := open(t, server, redis.Options{})
+		require.NoError(t, p.Apply(t.Context(), put(a)))
+		before, err := configuration(t.Context(), db, "traefik")
+		require.NoError(t, err)
+		require.NoError(t, db.Set(t.Context(), key, value, 0).Err())
+		routes, err := p.Routes(t.Context())
+		require.NoError(t, err)
+		ours := !provider.Plan([]provider.Route{a}, routes).Empty()
+		require.NoError(t, p.Apply(t.Context(), provider.Plan([]provider.Route{a}, routes)))
+		requireStands(t, p, a)
+		if ours {
+			after, err := configuration(t.Context(), db, "traefik")
+			require.NoError(t, err)
+			require.Equal(t, before, after)
+		} else {
+			have, err := db.Get(t.Context(), key).Result()
+			require.NoError(t, err)
+			if key != sentinel {
+				require.Equal(t, value, have)
+			}
+		}
+	})
+}

@@ -44,6 +44,23 @@ func (p *Provider) values(ctx context.Context, route string) (entries, error) {
 	}
 }
 
+// get reads these keys; those that are not there are left out.
+func (p *Provider) get(ctx context.Context, keys []string) (entries, error) {
+	stored := make(entries, len(keys))
+	for some := range slices.Chunk(keys, batch) {
+		values, err := p.client.MGet(ctx, some...).Result()
+		if err != nil {
+			return nil, err
+		}
+		for i, value := range values {
+			if text, ok := value.(string); ok {
+				stored[some[i]] = text
+			}
+		}
+	}
+	return stored, nil
+}
+
 // quote returns the pattern that matches just s.
 func quote(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, `\]`).Replace(s)
