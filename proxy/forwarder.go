@@ -192,16 +192,16 @@ func (f *Forwarder) listen(w *forward) (net.Listener, error) {
 }
 
 func (f *Forwarder) listenAt(ctx context.Context, address string) (net.Listener, error) {
-	// What is accepted has the options of the listener.
 	if f.opts.Shared {
 		if shared, err := CheckListen(ctx, address); err != nil {
 			return nil, err
 		} else if shared && !f.opts.Replaces {
 			return nil, fmt.Errorf("listen %s: another process of this user has it: %w", address, syscall.EADDRINUSE)
 		}
-		return listenShared(ctx, address, abandonUnacknowledged)
+		return Listen(ctx, address)
 	}
-	config := net.ListenConfig{Control: abandonUnacknowledged, KeepAliveConfig: keepAlive}
+	// What is accepted has the options of the listener.
+	config := net.ListenConfig{KeepAliveConfig: keepAlive}
 	config.SetMultipathTCP(false) // the kernel does not splice it
 	return config.Listen(ctx, "tcp", address)
 }

@@ -69,7 +69,7 @@ func TestForwarderSocketOptions(t *testing.T) {
 	require.NoError(t, err)
 	_, err = conn.Read(make([]byte, 1))
 	require.NoError(t, err)
-	kept := 0
+	kept, limited := 0, 0
 	for fd := range sockets(t) {
 		if before[fd] {
 			continue
@@ -78,11 +78,13 @@ func TestForwarderSocketOptions(t *testing.T) {
 		require.NoError(t, err)
 		timeout, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)
 		require.NoError(t, err)
-		if keepAlive == 1 && timeout == 30_000 {
-			kept++
+		kept += keepAlive
+		if timeout == 30_000 {
+			limited++
 		}
 	}
-	require.Equal(t, 2, kept, "one for the client, one for the target")
+	require.GreaterOrEqual(t, kept, 2, "the client's and the target's, and whatever the test has")
+	require.Equal(t, 1, limited, "the target's; a client may pause its download for longer")
 }
 
 // sockets returns the TCP sockets of this process.

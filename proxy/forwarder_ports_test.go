@@ -71,6 +71,22 @@ func TestForwarderPortTaken(t *testing.T) {
 	require.True(t, errdefs.IsNotFound(h.Status(port)))
 }
 
+// The kernel may have given the port to a connection of this host. It is said so, and opened afterwards.
+func TestForwarderPortOfAConnection(t *testing.T) {
+	port := int(closedPort(t).Port())
+	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(loopback, uint16(port)))}
+	conn, err := dialer.Dial("tcp", echo(t).String())
+	require.NoError(t, err)
+	defer conn.Close()
+	h := forwarder(t, running(echo(t)), nil)
+	h.Forward(port, db)
+	require.ErrorIs(t, h.Status(port), syscall.EADDRINUSE)
+	require.NoError(t, conn.(*net.TCPConn).SetLinger(0)) // else the kernel keeps the port for a minute more
+	require.NoError(t, conn.Close())
+	eventually(t, "it is open", func() bool { return h.Status(port) == nil })
+	echoes(t, dialPort(t, port), "x")
+}
+
 // A port that another forwarder shares is taken, unless it is there to take over.
 func TestForwarderReplaces(t *testing.T) {
 	first := forwarder(t, running(echo(t)), &proxy.ForwarderOptions{Shared: true})

@@ -38,19 +38,9 @@ var errNotListening = errors.New("only looked at")
 // Listen opens a TCP listener that another process of the same user can open as well, to take over from this one: see
 // [Yield]. It fails where a process is in the way that is not made for that.
 func Listen(ctx context.Context, address string) (net.Listener, error) {
-	return listenShared(ctx, address, nil)
-}
-
-// listenShared is Listen with one more thing to do to the socket.
-func listenShared(ctx context.Context, address string, control func(network, address string, conn syscall.RawConn) error) (net.Listener, error) {
 	config := net.ListenConfig{
 		KeepAliveConfig: keepAlive,
 		Control: func(network, address string, conn syscall.RawConn) error {
-			if control != nil {
-				if err := control(network, address, conn); err != nil {
-					return err
-				}
-			}
 			_, err := share(network, address, conn)
 			return err
 		},

@@ -23,6 +23,9 @@ func hungUp(conn syscall.RawConn) bool {
 
 // abandonUnacknowledged makes writes to a peer that has vanished without a word fail after 30 seconds. A container that
 // is killed with its network takes its sockets along, and the kernel would go on retransmitting for a quarter of an hour.
+//
+// It is for connections to instances alone. TCP_USER_TIMEOUT also cuts off a peer that answers and does not read for that
+// long (tcp_probe_timer in net/ipv4/tcp_timer.c), and clients do that: a paused download, for one.
 func abandonUnacknowledged(_, _ string, conn syscall.RawConn) error {
 	var err error
 	if e := conn.Control(func(fd uintptr) {
