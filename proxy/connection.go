@@ -37,7 +37,6 @@ type carrier struct {
 
 	received, sent                    atomic.Uint64 // bytes, see ForwarderStats
 	dialErrors, clientsGone, failures atomic.Uint64
-	received, sent                    atomic.Uint64 // bytes, from clients and to them
 }
 
 // newCarrier completes c with defaults.

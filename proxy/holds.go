@@ -25,6 +25,8 @@ type HoldLimits struct {
 	Wakes int
 	// WakeInterval is how long it takes until a network may wake one more: 10 seconds.
 	WakeInterval time.Duration
+	// Exempt are addresses that count in Webspace and Total only: proxies in front, which connect on behalf of many clients.
+	Exempt []netip.Prefix
 }
 
 // Holds counts the requests and connections that wait for a target to take connections, and refuses those that are too
@@ -95,7 +97,7 @@ func (h *Holds) hold(activator Activator, webspace string, source netip.Addr) (r
 }
 
 func (h *Holds) acquire(webspace string, source netip.Addr, runs bool) (release func(), err error) {
-	network := sourceNetwork(source)
+	network, exempt := sourceNetwork(source), peers(h.limits.Exempt).trust(source.Unmap())
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
@@ -105,12 +107,12 @@ func (h *Holds) acquire(webspace string, source netip.Addr, runs bool) (release 
 	case h.webspaces[webspace] >= h.limits.Webspace:
 		h.stats.RefusedWebspace++
 		return nil, tooMany("Too many requests are waiting for this webspace to start.", "webspace", h.limits.Webspace)
-	case h.sources[network] >= h.limits.Source:
+	case !exempt && h.sources[network] >= h.limits.Source:
 		h.stats.RefusedSource++
 		return nil, tooMany("Too many requests from your address are waiting.", "source", h.limits.Source)
 	}
 	began := time.Now()
-	if !runs && h.webspaces[webspace] == 0 && h.limits.Wakes > 0 {
+	if !runs && !exempt && h.webspaces[webspace] == 0 && h.limits.Wakes > 0 {
 		if wait := h.wakes.take(source, began); wait > 0 {
 			h.stats.RefusedWakes++
 			return nil, &Failure{

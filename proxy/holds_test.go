@@ -200,3 +200,17 @@ func TestForwarderWakes(t *testing.T) {
 type awake struct{ *fakeActivator }
 
 func (awake) Runs(string) bool { return true }
+
+// A proxy in front connects for many: only what is for one webspace, and all of it, is bounded.
+func TestHoldsExempt(t *testing.T) {
+	front := netip.MustParseAddr("198.18.0.10")
+	h := proxy.NewHolds(&proxy.HoldLimits{Webspace: 5, Source: 2, Total: 8, Wakes: 1, Exempt: []netip.Prefix{netip.PrefixFrom(front, 32)}})
+	for i := range 8 {
+		_, err := h.Acquire([]string{"a", "b"}[i%2], netip.AddrFrom16(front.As16()))
+		require.NoError(t, err)
+	}
+	_, err := h.Acquire("c", front)
+	require.True(t, errdefs.IsResourceExhausted(err))
+	stats := h.Stats()
+	require.Equal(t, []uint64{0, 0, 1, 0}, []uint64{stats.RefusedWebspace, stats.RefusedSource, stats.RefusedTotal, stats.RefusedWakes})
+}

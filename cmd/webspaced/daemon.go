@@ -25,17 +25,20 @@ type daemon struct {
 	api       *openapi.Server
 	guard     func(http.Handler) http.Handler // before the API; nil: none
 	gateway   *proxy.Gateway
-	forwarder *proxy.Forwarder // the Manager opens its ports
-	holds     *proxy.Holds     // of all that hold
+	edge      *proxy.TLSGateway // nil: there is none
+	forwarder *proxy.Forwarder  // the Manager opens its ports
+	holds     *proxy.Holds      // of all that hold
 	metrics   *metrics.Metrics
 	others    []server
-	startup   time.Duration  // how long requests wait until the webspaces have been read
-	unready   time.Duration  // how long it goes on serving once it has been told to end
-	shutdown  time.Duration  // how long requests under way may take after that
-	proxies   []netip.Prefix // in front of the API and the gateway
+	tasks     []func(context.Context) // that run as long as the Manager does
+	startup   time.Duration           // how long requests wait until the webspaces have been read
+	unready   time.Duration           // how long it goes on serving once it has been told to end
+	shutdown  time.Duration           // how long requests under way may take after that
+	proxies   []netip.Prefix          // in front of the API and the gateway
+	balancers []netip.Prefix          // in front of the gateway, who begin connections with a PROXY header
 	log       *slog.Logger
 
-	apiPlace, gatewayPlace *place
+	apiPlace, gatewayPlace, edgePlace *place
 
 	leaving atomic.Bool // it has been told to end
 }
@@ -151,6 +154,25 @@ func (d *daemon) servers() ([]server, error) {
 	if err := d.collect(apiConns, gatewayConns); err != nil {
 		return nil, err
 	}
+	// Limits count clients, not balancers.
+	visitors := func(l net.Listener) net.Listener {
+		if len(d.balancers) > 0 {
+			l = proxy.ProxyProtocol(l, d.balancers)
+		}
+		return gatewayConns.Listen(l)
+	}
+	if d.edge != nil {
+		d.others = append(d.others, server{
+			what: "TLS gateway", place: d.edgePlace, cut: "connections with TLS were cut off",
+			serve: func(l net.Listener) error {
+				var terminated sync.WaitGroup
+				terminated.Go(func() { _ = d.gateway.Serve(d.edge.Terminated()) })
+				defer terminated.Wait()
+				return d.edge.Serve(visitors(l))
+			},
+			shutdown: d.edge.Shutdown,
+		})
+	}
 	return append([]server{
 		{
 			what: "API", place: d.apiPlace, cut: "API requests were cut off",
@@ -173,7 +195,7 @@ func (d *daemon) servers() ([]server, error) {
 		},
 		{
 			what: "gateway", place: d.gatewayPlace, cut: "requests through the gateway were cut off",
-			serve:    func(l net.Listener) error { return d.gateway.Serve(gatewayConns.Listen(l)) },
+			serve:    func(l net.Listener) error { return d.gateway.Serve(visitors(l)) },
 			shutdown: d.gateway.Shutdown,
 		},
 	}, d.others...), nil
@@ -200,6 +222,9 @@ func (d *daemon) run(ctx context.Context) error {
 		})
 	}
 	wg.Go(func() { _ = d.manager.Run(managing) })
+	for _, task := range d.tasks {
+		wg.Go(func() { task(managing) })
+	}
 	d.log.Info("serving", "api", d.apiPlace.String(), "gateway", d.gatewayPlace.String(), "version", version())
 
 	<-ctx.Done()

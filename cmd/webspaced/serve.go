@@ -15,6 +15,7 @@ import (
 	"github.com/netsoc/webspaced/openapi"
 	"github.com/netsoc/webspaced/provider"
 	"github.com/netsoc/webspaced/proxy"
+	"github.com/netsoc/webspaced/tlsprovider"
 	"github.com/netsoc/webspaced/webspace"
 	"github.com/netsoc/webspaced/webspace/local"
 	"github.com/netsoc/webspaced/webspace/lxd"
@@ -54,7 +55,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	// First what can be wrong with this host, then what may be slow to answer.
 	d := &daemon{
 		startup: c.Timeouts.Startup, unready: c.Timeouts.Unready, shutdown: c.Timeouts.Shutdown,
-		proxies: c.Gateway.TrustedProxies, holds: newHolds(c), metrics: newMetrics(), log: log,
+		proxies: c.Gateway.TrustedProxies, balancers: c.Gateway.ProxyProtocolFrom, holds: newHolds(c), metrics: newMetrics(), log: log,
 	}
 	if d.apiPlace, err = newPlace(ctx, "http.listen_address", string(c.HTTP.ListenAddress), log); err != nil {
 		return err
@@ -64,6 +65,12 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		return err
 	}
 	defer d.gatewayPlace.close()
+	if c.Gateway.TLSListenAddress != "" {
+		if d.edgePlace, err = newPlace(ctx, "gateway.tls_listen_address", string(c.Gateway.TLSListenAddress), log); err != nil {
+			return err
+		}
+		defer d.edgePlace.close()
+	}
 	auth, users, closeUsers, err := newUsers(c, d.metrics, log)
 	if err != nil {
 		return err
@@ -74,6 +81,11 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		return fmt.Errorf("traefik: %w", err)
 	}
 	defer func() { err = errors.Join(err, closeRoutes()) }()
+	issuer, closeIssuer, err := newIssuer(ctx, c, log)
+	if err != nil {
+		return fmt.Errorf("tls: %w", err)
+	}
+	defer func() { err = errors.Join(err, closeIssuer()) }()
 	runtime, closeRuntime, err := newRuntime(ctx, c, log)
 	if err != nil {
 		return err
@@ -81,6 +93,9 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	defer func() { err = errors.Join(err, closeRuntime()) }()
 	opts := managerOptions(c, d.metrics.Provider(routes), log)
 	opts.Observer = d.metrics.Observer()
+	if err := certify(opts, c, issuer); err != nil {
+		return err
+	}
 	opts.Forwarder = func(m proxy.Activator) webspace.PortForwarder {
 		// Ports that somebody shares with us are those of the daemon that this one replaces, or not ours to take.
 		d.forwarder = proxy.NewForwarder(m, forwarderOptions(c, d.holds, d.gatewayPlace.shared, log))
@@ -92,7 +107,10 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		return err
 	}
 	d.api = openapi.NewServer(d.manager, auth, users, measured(apiOptions(c, log), d.metrics, c.HTTP.MetricsToken.Reveal()))
-	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, d.holds, log))
+	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, issuer, d.holds, log))
+	if d.edgePlace != nil {
+		d.edge = proxy.NewTLSGateway(d.manager, d.manager, tlsOptions(c, issuer, d))
+	}
 	return d.run(ctx)
 }
 
@@ -170,6 +188,13 @@ func managerOptions(c *config.Config, routes provider.Provider, log *slog.Logger
 	if !c.Traefik.WebspacedURL.IsZero() {
 		opts.Gateway = c.Traefik.WebspacedURL.Origin()
 	}
+	switch {
+	case c.Gateway.TLSListenAddress == "":
+	case c.Traefik.Provider == "none":
+		opts.TLSGateway = "tcp://localhost:443" // nobody has to find it, but it is there
+	default:
+		opts.TLSGateway = "tcp://" + string(c.Traefik.WebspacedTLS)
+	}
 	return opts
 }
 
@@ -177,23 +202,33 @@ func managerOptions(c *config.Config, routes provider.Provider, log *slog.Logger
 func newHolds(c *config.Config) *proxy.Holds {
 	return proxy.NewHolds(&proxy.HoldLimits{
 		Webspace: c.Gateway.MaxHeldPerWebspace, Source: c.Gateway.MaxHeldPerSource, Total: c.Gateway.MaxHeld,
-		Wakes: c.Gateway.MaxWakes,
+		Wakes: c.Gateway.MaxWakes, Exempt: c.Gateway.TrustedProxies,
 	})
 }
 
 func forwarderOptions(c *config.Config, holds *proxy.Holds, replaces bool, log *slog.Logger) *proxy.ForwarderOptions {
-	opts := &proxy.ForwarderOptions{Holds: holds, HoldTimeout: c.Gateway.HoldTimeout, Shared: true, Replaces: replaces, Logger: log}
+	opts := &proxy.ForwarderOptions{
+		Holds: holds, HoldTimeout: c.Gateway.HoldTimeout, Shared: true, Replaces: replaces,
+		TrustedProxies: c.Gateway.ProxyProtocolFrom, ProxyProtocol: c.Webspaces.Ports.ProxyProtocol, Logger: log,
+	}
 	if c.Runtime == "local" {
 		opts.ListenAddress = loopback // nothing isolates its instances from this host
 	}
 	return opts
 }
 
-func gatewayOptions(c *config.Config, holds *proxy.Holds, log *slog.Logger) *proxy.GatewayOptions {
-	return &proxy.GatewayOptions{
+func gatewayOptions(c *config.Config, issuer tlsprovider.Issuer, holds *proxy.Holds, log *slog.Logger) *proxy.GatewayOptions {
+	opts := &proxy.GatewayOptions{
 		Holds:          holds,
 		HoldTimeout:    c.Gateway.HoldTimeout,
 		TrustedProxies: c.Gateway.TrustedProxies,
 		Logger:         log,
 	}
+	if challenger, ok := issuer.(tlsprovider.Challenger); ok {
+		opts.Challenge = challenger.HandleChallenge
+	}
+	if _, ok := issuer.(tlsprovider.Holder); ok && c.Traefik.Provider == "none" {
+		opts.HTTPSPort = c.Gateway.HTTPSPort
+	}
+	return opts
 }

@@ -145,6 +145,7 @@ type Ports struct {
 	Start             int    `yaml:"start" default:"49152" min:"1" max:"65535" doc:"The first external port."`
 	End               int    `yaml:"end" default:"65535" min:"1" max:"65535" doc:"The last external port."`
 	Max               int    `yaml:"max" default:"64" max:"65535" doc:"How many forwards a webspace may have."`
+	ProxyProtocol     bool   `yaml:"proxy_protocol" default:"false" doc:"Begin each connection to a webspace's port with a PROXY header, version 2, that says who the client is. Whatever listens there must expect it."`
 	KubernetesService string `yaml:"kubernetes_service" example:"webspaced-ports" doc:"Kubernetes Service that gets the forwarded ports."`
 }
 
@@ -173,6 +174,8 @@ type CORS struct {
 type Gateway struct {
 	HTTPListenAddress  Address        `yaml:"http_listen_address" default:":8081" doc:"Where the gateway takes HTTP requests."`
 	TLSListenAddress   Address        `yaml:"tls_listen_address" example:":8443" doc:"Where it takes TLS connections: to pass them through, or to terminate them with the certificates of tls.provider acme or static. Without it nowhere, but for :8443 if webspaces.config_defaults.sni_passthrough is on."`
+	HTTPSPort          int            `yaml:"https_port" default:"443" min:"1" max:"65535" doc:"The port of tls_listen_address as visitors see it. Without Traefik, those who come without TLS are sent there, if there are certificates."`
+	ProxyProtocolFrom  []netip.Prefix `yaml:"proxy_protocol_from" example:"[198.18.0.10]" doc:"Addresses and networks of balancers that begin each connection with a PROXY header: to the gateway, and to forwarded ports."`
 	HoldTimeout        time.Duration  `yaml:"hold_timeout" default:"50s" min:"1s" doc:"How long a request waits at most for its webspace. Stay below the read timeout of the proxy in front (Traefik: 60s)."`
 	MaxHeldPerWebspace int            `yaml:"max_held_per_webspace" default:"1024" min:"1" doc:"How many requests may wait for one webspace."`
 	MaxHeldPerSource   int            `yaml:"max_held_per_source" default:"64" min:"1" doc:"How many requests of one client address may wait."`
@@ -235,12 +238,13 @@ type TLS struct {
 	Provider string      `yaml:"provider" enum:"none|certmanager|acme|resolver|static" example:"acme" doc:"certmanager, acme, resolver, static or none. Without it certmanager if traefik.kubernetes.cluster_issuer or issuer is set, resolver if a name of one is, else none."`
 	ACME     ACME        `yaml:"acme" doc:"An ACME authority (provider acme)."`
 	Resolver TLSResolver `yaml:"resolver" doc:"Traefik's own certificate resolver (provider resolver)."`
-	Static   TLSStatic   `yaml:"static" doc:"Certificates from files (provider static; with acme, those that need not be obtained)."`
+	Static   TLSStatic   `yaml:"static" doc:"Certificates from files (provider static)."`
 }
 
 // ACME is an ACME account.
 type ACME struct {
 	DirectoryURL URL    `yaml:"directory_url" default:"https://acme-v02.api.letsencrypt.org/directory" doc:"The authority's directory."`
+	Defaults     bool   `yaml:"default_domains" default:"true" doc:"Whether default domains get certificates, too. Without it Traefik serves them with its own."`
 	Email        string `yaml:"email" example:"webmaster@example.org" doc:"Where the authority writes to."`
 	Storage      string `yaml:"storage" default:"/var/lib/webspaced/acme" doc:"Directory for the account and the certificates."`
 	CAFile       string `yaml:"ca_file" example:"/etc/webspaced/acme-ca.crt" doc:"File with the certificate of an authority that is not publicly trusted."`
