@@ -1,4 +1,5 @@
-// Package testbed starts the real parts that tests run against: LXD, Incus, Traefik and Redis. Only tests import it.
+// Package testbed starts the real parts that tests run against: LXD, Incus, Traefik, Redis and
+// the API server of Kubernetes. Only tests import it.
 //
 // Every part is the test process's own: it has its own directory, ports and bridge, so that several test binaries run
 // at the same time, and it dies with the test process, however that ends. A test binary that uses the package says so:

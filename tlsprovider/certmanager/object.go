@@ -78,13 +78,13 @@ func (i *Issuer) certificate(order tlsprovider.Order) *unstructured.Unstructured
 
 // problem tells the owner of a host why its Certificate is not all it should be.
 func problem(certificate *unstructured.Unstructured) string {
-	status, _, _ := unstructured.NestedMap(certificate.Object, "status")
+	status, _ := certificate.Object["status"].(map[string]any)
 	list, _ := status["conditions"].([]any)
-	conditions := map[any]map[string]any{}
+	conditions := map[string]map[string]any{}
 	for _, c := range list {
-		if condition, ok := c.(map[string]any); ok {
-			conditions[condition["type"]] = condition
-		}
+		condition, _ := c.(map[string]any)
+		kind, _ := condition["type"].(string)
+		conditions[kind] = condition
 	}
 	ready, issuing := conditions["Ready"], conditions["Issuing"]
 	isReady := ready["status"] == "True"
