@@ -171,7 +171,7 @@ func (s *suite) putReplaceDelete() {
 	s.put(p, a, b, c)
 	s.holds(p, a, b, c)
 
-	moved := s.route("ws-u1", "http://gateway.example.org:8081", "a.example.org", "new.a.example.net")
+	moved := s.route("ws-u1", "http://gateway:8082", "a.example.org", "new.a.example.net")
 	s.put(p, moved, c)
 	s.holds(p, moved, b, c)
 	s.serves(s.route("x", "http://127.0.0.1:1", "www.a.example.net").Hosts[0], "")

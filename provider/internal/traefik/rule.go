@@ -31,3 +31,19 @@ func appendHost(hosts []provider.Host, m matcher, s string) []provider.Host {
 	}
 	return append(hosts, host)
 }
+
+// HostRule is the rule of a router for what comes in by HTTP.
+func HostRule(host provider.Host) string { return rule(matchHost, host) }
+
+// HostSNIRule is the rule of a router for TLS that is passed through.
+func HostSNIRule(host provider.Host) string { return rule(matchHostSNI, host) }
+
+// RuleHost returns the host of what HostRule or HostSNIRule has returned.
+func RuleHost(rule string) (host provider.Host, ok bool) {
+	for _, m := range []matcher{matchHost, matchHostSNI} {
+		if hosts := appendHost(nil, m, rule); len(hosts) == 1 {
+			return hosts[0], true
+		}
+	}
+	return provider.Host{}, false
+}
