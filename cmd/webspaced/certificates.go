@@ -24,6 +24,9 @@ func newIssuer(ctx context.Context, c *config.Config, log *slog.Logger) (tlsprov
 	switch t.Provider {
 	case "none":
 		return nil, nothing, nil
+	case "certmanager":
+		issuer, err := certManager(c)
+		return issuer, nothing, err
 	case "resolver":
 		issuer, err := resolver.New(t.Resolver.Name)
 		return issuer, nothing, err

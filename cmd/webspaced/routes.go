@@ -72,6 +72,9 @@ func newRoutes(ctx context.Context, c *config.Config, d *daemon) (provider.Provi
 			return nil, nil, err
 		}
 		return p, p.Close, nil
+	case "kubernetes":
+		p, err := kubernetesRoutes(c)
+		return p, nothing, err
 	}
 	return nil, nil, fmt.Errorf("there is no provider %q", t.Provider)
 }

@@ -99,13 +99,16 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	opts.Forwarder = func(m proxy.Activator) webspace.PortForwarder {
 		// Ports that somebody shares with us are those of the daemon that this one replaces, or not ours to take.
 		d.forwarder = proxy.NewForwarder(m, forwarderOptions(c, d.holds, d.gatewayPlace.shared, log))
-		return d.forwarder
+		forwarder, e := d.inService(c, d.forwarder)
+		err = e
+		return forwarder
 	}
 	warnOfEphemeralPorts(opts.Ports, log)
-	d.manager, err = webspace.NewManager(runtime, users, string(c.Webspaces.Domain), opts)
-	if err != nil {
+	manager, failed := webspace.NewManager(runtime, users, string(c.Webspaces.Domain), opts)
+	if err := errors.Join(err, failed); err != nil {
 		return err
 	}
+	d.manager = manager
 	d.api = openapi.NewServer(d.manager, auth, users, measured(apiOptions(c, log), d.metrics, c.HTTP.MetricsToken.Reveal()))
 	d.gateway = proxy.NewGateway(d.manager, d.manager, gatewayOptions(c, issuer, d.holds, log))
 	if d.edgePlace != nil {

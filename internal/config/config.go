@@ -227,6 +227,7 @@ type TraefikRedis struct {
 type TraefikKube struct {
 	Namespace      string `yaml:"namespace" example:"webspaces" doc:"Namespace of the resources; without it that of the daemon."`
 	Kubeconfig     string `yaml:"kubeconfig" example:"/etc/webspaced/kubeconfig" doc:"How the cluster is reached; without it as a pod of it."`
+	Endpoints      bool   `yaml:"endpoints" default:"false" doc:"Write Endpoints as well, which Traefik 2 reads instead of EndpointSlices."`
 	DefaultSecret  string `yaml:"default_secret" example:"webspaces-tls" doc:"Secret with the certificate of the default domains."`
 	ClusterIssuer  string `yaml:"cluster_issuer" example:"letsencrypt" doc:"cert-manager's ClusterIssuer for custom domains."`
 	Issuer         string `yaml:"issuer" example:"letsencrypt" doc:"cert-manager's Issuer for them, in the namespace; instead of cluster_issuer."`
