@@ -12,7 +12,6 @@ import (
 // of this user does already. The error is the system's.
 func CheckListen(ctx context.Context, address string) (shared bool, err error) {
 	// A socket that is bound, and does not listen, gets no connections.
-	err = errNotListening
 	config := net.ListenConfig{Control: func(network, address string, conn syscall.RawConn) error {
 		var e error
 		if shared, e = share(network, address, conn); e != nil {

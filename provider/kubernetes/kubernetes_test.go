@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -32,7 +31,6 @@ func resource(group, version, name string) schema.GroupVersionResource {
 
 var (
 	services  = resource("", "v1", "services")
-	endpoints = resource("", "v1", "endpoints")
 	slicesOf  = resource("discovery.k8s.io", "v1", "endpointslices")
 	ingresses = resource("traefik.io", "v1alpha1", "ingressroutes")
 	tcps      = resource("traefik.io", "v1alpha1", "ingressroutetcps")
@@ -115,15 +113,6 @@ func host(t testing.TB, name string) provider.Host {
 	h, err := provider.ParseHost(name)
 	require.NoError(t, err)
 	return h
-}
-
-func route(t testing.TB, name, backend string, hosts ...string) provider.Route {
-	r := provider.Route{Name: name, Backend: backend}
-	for _, h := range hosts {
-		r.Hosts = append(r.Hosts, host(t, h))
-	}
-	slices.SortFunc(r.Hosts, provider.Host.Compare)
-	return r
 }
 
 func put(routes ...provider.Route) provider.Changes { return provider.Changes{Put: routes} }

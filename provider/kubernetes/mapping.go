@@ -107,7 +107,7 @@ func (m mapping) objects(r provider.Route, gateway gateway) (objects, error) {
 	}
 	for _, c := range r.Certificates {
 		if c.Chain != "" {
-			return nil, fmt.Errorf("Traefik on Kubernetes takes the certificate of %s from a Secret: %w", c.Host, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("a certificate comes from a Secret here, and that of %s is none: %w", c.Host, errdefs.ErrInvalidArgument)
 		}
 		if m.https == "" {
 			return nil, fmt.Errorf("certificate of %s, but there is no entry point for HTTPS: %w", c.Host, errdefs.ErrInvalidArgument)

@@ -217,7 +217,7 @@ func (p *Provider) call(ctx context.Context, verb string, k kind, do func(contex
 	return fmt.Errorf("%s %s in namespace %s: %w: %w", verb, k.GroupResource(), p.namespace, class(verb, k, err), err)
 }
 
-var errNoDefinitions = fmt.Errorf("Traefik's custom resource definitions are not installed: %w", errdefs.ErrUnavailable)
+var errNoDefinitions = fmt.Errorf("the custom resource definitions of Traefik are not installed: %w", errdefs.ErrUnavailable)
 
 // class of an error of the API server.
 func class(verb string, k kind, err error) error {
