@@ -40,6 +40,9 @@ func (p *Provider) encode(r provider.Route) (json.RawMessage, error) {
 	if !ok {
 		return nil, fmt.Errorf("backend %s: only http: %w", r.Backend, errdefs.ErrInvalidArgument)
 	}
+	if len(r.Certificates) > 0 {
+		return nil, fmt.Errorf("route %s has certificates, but Caddy has its own: %w", r.Name, errdefs.ErrInvalidArgument)
+	}
 	var hosts []string
 	for _, host := range r.Hosts {
 		hosts = append(hosts, host.String())

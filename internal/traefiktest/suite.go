@@ -27,6 +27,10 @@ type Store struct {
 	// Open returns a new provider on the store, as a daemon does when it starts. Its entry points are called "web" and
 	// "websecure", ACME's challenges go to challengeURL, and it knows no certificate resolver.
 	Open func(challengeURL string) (provider.Provider, error)
+	// Backends is the IP address that backends listen at; empty: one of the loopback.
+	Backends string
+	// NoChallenges says that whoever obtains the certificates answers ACME's challenges without us.
+	NoChallenges bool
 	// Certificate puts a certificate where a route can refer to it. Nil: the route has it itself.
 	Certificate func(host provider.Host, chain string, key provider.PrivateKey) (provider.Certificate, error)
 	// Poison writes something of others' beside the routes that Traefik can not read; Cure removes it. Both are nil where
@@ -256,6 +260,9 @@ func (s *suite) certificates() {
 
 // challenges go where they are asked to, from all hosts, and nothing else does.
 func (s *suite) challenges() {
+	if s.NoChallenges {
+		s.Skip("challenges are no business of this provider")
+	}
 	const host, path = "alice.example.org", "/.well-known/acme-challenge/token"
 	s.put(s.route("ws-u1", s.backend("a"), host), s.route("ws-u2", s.backend("b"), "bob.example.org"))
 	for _, h := range []string{host, "bob.example.org"} {

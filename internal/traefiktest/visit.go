@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -37,17 +38,28 @@ func (s *suite) route(name, backend string, hosts ...string) provider.Route {
 
 // backend answers with its name and the host that it was asked for.
 func (s *suite) backend(name string) string {
-	server := httptest.NewServer(named(name))
-	s.Cleanup(server.Close)
+	server := s.unstarted(name)
+	server.Start()
 	return server.URL
+}
+
+func (s *suite) unstarted(name string) *httptest.Server {
+	server := httptest.NewUnstartedServer(named(name))
+	if s.Backends != "" {
+		l, err := net.Listen("tcp", net.JoinHostPort(s.Backends, "0"))
+		require.NoError(s, err)
+		_ = server.Listener.Close()
+		server.Listener = l
+	}
+	s.Cleanup(server.Close)
+	return server
 }
 
 // tlsBackend is a backend that takes TLS itself.
 func (s *suite) tlsBackend(name string, certificate tls.Certificate) string {
-	server := httptest.NewUnstartedServer(named(name))
+	server := s.unstarted(name)
 	server.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
 	server.StartTLS()
-	s.Cleanup(server.Close)
 	return "tcp://" + server.Listener.Addr().String()
 }
 

@@ -34,6 +34,7 @@ var (
 	slicesOf  = resource("discovery.k8s.io", "v1", "endpointslices")
 	ingresses = resource("traefik.io", "v1alpha1", "ingressroutes")
 	tcps      = resource("traefik.io", "v1alpha1", "ingressroutetcps")
+	secrets   = resource("", "v1", "secrets")
 )
 
 var definitions sync.Once
@@ -161,7 +162,9 @@ func harness(t *testing.T, w *world, opts kubernetes.Options) providertest.Harne
 			"TLS options":         damage(ingresses, "-https", `{"spec":{"tls":{"options":{"name":"weak"}}}}`),
 			"other rule":          damage(ingresses, "-http", `{"spec":{"routes":[{"match":"PathPrefix(`+"`/`"+`)","kind":"Rule"}]}}`),
 		},
-		WriteForeign: func(deployment, route string) error { return w.writeForeign(t, deployment, route) },
+		Certificates:   []providertest.CertificateKind{providertest.Secret, providertest.Resolver},
+		HasCertificate: func(c provider.Certificate) (bool, error) { return w.certified(t, c), nil },
+		WriteForeign:   func(deployment, route string) error { return w.writeForeign(t, deployment, route) },
 		ReadForeign: func() ([]byte, error) {
 			var all []unstructured.Unstructured
 			for _, r := range []schema.GroupVersionResource{services, slicesOf, ingresses} {
@@ -174,6 +177,22 @@ func harness(t *testing.T, w *world, opts kubernetes.Options) providertest.Harne
 			return json.Marshal(all)
 		},
 	}
+}
+
+// certified tells whether an IngressRoute has TLS end for a host with a certificate.
+func (w *world) certified(t testing.TB, c provider.Certificate) bool {
+	for _, o := range w.list(t, ingresses) {
+		routes, _, _ := unstructured.NestedSlice(o.Object, "spec", "routes")
+		secret, _, _ := unstructured.NestedString(o.Object, "spec", "tls", "secretName")
+		resolver, _, _ := unstructured.NestedString(o.Object, "spec", "tls", "certResolver")
+		for _, entry := range routes {
+			h, ok := traefik.RuleHost(entry.(map[string]any)["match"].(string))
+			if ok && h == c.Host && secret == c.Secret && resolver == c.Resolver {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // writeForeign writes a Service where that of the route would be, and an IngressRoute with another deployment's mark alone.
