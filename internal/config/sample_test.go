@@ -59,6 +59,15 @@ func TestMinimal(t *testing.T) {
 	require.Equal(t, "lxd", c.Runtime)
 }
 
+// TestSamples loads the configurations for the usual kinds of installations.
+func TestSamples(t *testing.T) {
+	for name, issuer := range map[string]string{"redis": "resolver", "file": "acme", "acme": "acme", "kubernetes/webspaced": "certmanager"} {
+		c := loadShipped(t, "../../deploy/"+name+".yaml")
+		require.Equal(t, issuer, c.TLS.Provider, name)
+		require.NotEmpty(t, c.Gateway.TLSListenAddress, name)
+	}
+}
+
 // What the README shows is what an operator copies.
 func TestReadme(t *testing.T) {
 	text, err := os.ReadFile("../../README.md")
@@ -96,7 +105,7 @@ func loadShipped(t *testing.T, file string) *config.Config {
 	text, err := os.ReadFile(file)
 	require.NoError(t, err)
 	dir := t.TempDir()
-	for _, name := range []string{"admin.token", "alice.token"} {
+	for _, name := range []string{"admin.token", "alice.token", "lxd-server.crt", "lxd-client.crt", "lxd-client.key"} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(name), 0o600))
 	}
 	return load(t, strings.ReplaceAll(string(text), "/etc/webspaced", dir))
