@@ -41,7 +41,8 @@ type activation struct {
 	halts    int       // how often we stopped it ourselves
 	born     time.Time // when it came up at endpoint
 	ready    bool      // something has answered there
-	failures int       // boots in a row that failed, or whose instance soon stopped by itself
+	failures int       // boots that failed in a row
+	short    int       // short lives in a row, see endLife
 	retryAt  time.Time
 	lastErr  error
 }
@@ -105,8 +106,7 @@ func (a *activation) setReadiness(at netip.AddrPort, r readiness) (changed bool)
 	}
 	a.ports[port] = r
 	if r == accepting {
-		// What it has failed at before is forgotten only when it has lived for a while.
-		a.ready, a.retryAt, a.lastErr = true, time.Time{}, nil
+		a.ready, a.failures, a.retryAt, a.lastErr = true, 0, time.Time{}, nil
 	}
 	return true
 }

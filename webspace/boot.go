@@ -92,24 +92,27 @@ func (a *activation) delay(before int) time.Duration {
 	return min(time.Second<<min(before, 20), 5*time.Minute)
 }
 
-// shortLife is how long an instance has to run to have been worth its boot.
-const shortLife = time.Minute
+// shortLife is how long an instance has to run to have been worth its boot, and freeLives is how many that are shorter it may
+// have in a row: its user may be trying things out.
+const (
+	shortLife = time.Minute
+	freeLives = 5
+)
 
 // errShortLife says that an instance had hardly come up when it stopped.
 var errShortLife = errors.New("the instance has stopped by itself again, soon after its boot")
 
 // endLife notes that an instance which took connections has stopped. One that does so by itself again and again, soon after
-// each boot, counts as failing to boot. Once is no failure: its user may have changed something and shut it down. What we
-// have stopped does not count, and neither does a boot that failed, which whoever waited for it notes.
+// each boot, is booted less and less often. What we have stopped does not count, and neither does a boot that failed, which
+// whoever waited for it notes.
 func (a *activation) endLife(now time.Time) {
 	if a.draining || now.Sub(a.born) >= shortLife {
-		a.failures, a.retryAt, a.lastErr = 0, time.Time{}, nil
+		a.short = 0
 		return
 	}
-	if a.failures > 0 {
-		a.retryAt, a.lastErr = now.Add(a.delay(a.failures-1)), errShortLife
+	if a.short++; a.short > freeLives {
+		a.retryAt, a.lastErr = now.Add(a.delay(a.short-freeLives-1)), errShortLife
 	}
-	a.failures++
 }
 
 func (a *activation) failure(err error) error {
@@ -129,7 +132,7 @@ func (a *activation) failure(err error) error {
 // awaitBackoff waits until the next boot may be tried, or fails if that is not soon.
 func (a *activation) awaitBackoff(ctx context.Context) error {
 	a.mu.Lock()
-	wait, failures, lastErr := time.Until(a.retryAt), a.failures, a.lastErr
+	wait, failures, lastErr := time.Until(a.retryAt), max(a.failures, a.short-freeLives), a.lastErr
 	a.mu.Unlock()
 	if wait <= 0 {
 		return nil

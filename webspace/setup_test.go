@@ -312,8 +312,8 @@ func TestSetupIsResumable(t *testing.T) {
 							armed.Store(true)
 							_, first := w.Create(t.Context(), w.user(1000), withAll)
 							armed.Store(false)
-							dead.Store(false)
 							w.settled()
+							dead.Store(false) // whatever was under way has ended
 							w.stop()
 							w.start()
 							_, err := w.Create(t.Context(), w.user(1000), withAll)
