@@ -2,7 +2,6 @@ package metrics
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/netsoc/webspaced/provider"
@@ -50,7 +49,7 @@ func (p measuredProvider) Apply(ctx context.Context, changes provider.Changes) e
 	began := time.Now()
 	err := p.next.Apply(ctx, changes)
 	p.metrics.provider.WithLabelValues(opWrite, resultOf(err)).Observe(time.Since(began).Seconds())
-	failures := routeErrors(err)
+	failures := provider.RouteErrors(err)
 	count := func(change, route string) {
 		e := err
 		if len(failures) > 0 { // else it is about all of them
@@ -65,19 +64,4 @@ func (p measuredProvider) Apply(ctx context.Context, changes provider.Changes) e
 		count(changeDelete, name)
 	}
 	return err
-}
-
-// routeErrors returns the failures of single changes that are joined in err.
-func routeErrors(err error) map[string]error {
-	failures := map[string]error{}
-	list := []error{err}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		list = joined.Unwrap()
-	}
-	for _, e := range list {
-		if failure, ok := errors.AsType[*provider.RouteError](e); ok {
-			failures[failure.Route] = e
-		}
-	}
-	return failures
 }

@@ -168,3 +168,24 @@ type RouteError struct {
 
 func (e *RouteError) Error() string { return "route " + e.Route + ": " + e.Err.Error() }
 func (e *RouteError) Unwrap() error { return e.Err }
+
+// RouteErrors takes the failures of single changes out of an error of [Provider.Apply], by route. There are none in one that
+// is about all changes.
+func RouteErrors(err error) map[string]error {
+	failed := make(map[string]error)
+	var collect func(error)
+	collect = func(err error) {
+		switch e := err.(type) {
+		case *RouteError:
+			failed[e.Route] = e
+		case interface{ Unwrap() []error }:
+			for _, err := range e.Unwrap() {
+				collect(err)
+			}
+		case interface{ Unwrap() error }:
+			collect(e.Unwrap())
+		}
+	}
+	collect(err)
+	return failed
+}

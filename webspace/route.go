@@ -167,7 +167,7 @@ func (r *routes) movedAt(name string) time.Time {
 // one, and one that starts empty can serve what it has from then on. Nothing else changes routes before.
 func (m *Manager) putAll(ctx context.Context, routes []provider.Route) error {
 	err := m.opts.Provider.Apply(ctx, provider.Changes{Put: routes})
-	failed := routeErrors(err)
+	failed := provider.RouteErrors(err)
 	if err != nil && len(failed) == 0 {
 		return fmt.Errorf("put all routes: %w", err)
 	}
@@ -180,30 +180,6 @@ func (m *Manager) putAll(ctx context.Context, routes []provider.Route) error {
 	}
 	m.routes.complete()
 	return nil
-}
-
-// routeErrors takes the failures of single changes out of an error of Apply.
-func routeErrors(err error) map[string]error {
-	failed := make(map[string]error)
-	var collect func(error)
-	collect = func(err error) {
-		if e, ok := err.(*provider.RouteError); ok {
-			failed[e.Route] = e
-			return
-		}
-		switch e := err.(type) {
-		case interface{ Unwrap() []error }:
-			for _, err := range e.Unwrap() {
-				collect(err)
-			}
-		case interface{ Unwrap() error }:
-			collect(e.Unwrap())
-		}
-	}
-	if err != nil {
-		collect(err)
-	}
-	return failed
 }
 
 // updateRoute makes the route of a webspace agree with what is known of it. Without a change nothing is written.
