@@ -11,7 +11,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/netsoc/webspaced/identity"
-	"github.com/netsoc/webspaced/proxy"
 	"github.com/netsoc/webspaced/webspace"
 	"github.com/netsoc/webspaced/webspace/runtimetest"
 )
@@ -104,39 +103,74 @@ func TestPortIsFreeAfterAFailure(t *testing.T) {
 	})
 }
 
-// Two replicas can give one port away within the moment that it takes them to hear of each other's writes. It is forwarded to
-// the older account's webspace by both, and the other member is told.
+// A replica hears of another's writes only after a moment, and gives no port away that is taken by then.
 func TestPortOfTwoReplicas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, f := newPortWorld(t)
+		const ports = 16
+		w := newWorld(t, func(w *world, _ *runtimetest.FakeOptions) {
+			w.opts.Ports = webspace.PortRange{First: 50000, Last: 50000 + ports - 1}
+		})
+		w.create(1000)
+		w.create(1001)
 		opts := w.opts
 		opts.Provider = nil
-		other := &fakeForwarder{ports: map[int]proxy.Target{}, broken: map[int]error{}}
-		opts.Forwarder = func(proxy.Activator) webspace.PortForwarder { return other }
-		replica, err := webspace.NewManager(w.runtime, w.users, "example.test", &opts)
+		replica, err := webspace.NewManager(deaf{w.runtime}, w.users, "example.test", &opts)
 		require.NoError(t, err)
 		ctx, cancel := context.WithCancel(t.Context())
-		var wg sync.WaitGroup
-		wg.Go(func() { _ = replica.Run(ctx) })
-		defer wg.Wait()
+		var running, adding sync.WaitGroup
+		running.Go(func() { _ = replica.Run(ctx) })
+		defer running.Wait()
 		defer cancel()
-		w.settled()
 
 		_, err = w.AddPort(t.Context(), 1001, 50000, 22)
 		require.NoError(t, err)
 		_, err = replica.AddPort(t.Context(), 1000, 50000, 22)
+		require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
+		_, err = replica.AddPort(t.Context(), 1000, 50001, 22)
 		require.NoError(t, err)
-		w.settled()
-		want := map[int]proxy.Target{50000: {Webspace: "ws-u1000", Port: 22}}
-		require.Equal(t, want, f.all())
-		require.Equal(t, want, other.all())
-		require.Contains(t, w.summary(1001).Problem, "port 50000 belongs to another webspace")
-		require.Empty(t, w.summary(1000).Problem)
+		require.Empty(t, w.summary(1001).Problem)
 
-		// Once they have heard of it, nobody gets it.
-		for _, m := range []*webspace.Manager{w.Manager, replica} {
-			_, err = m.AddPort(t.Context(), 1001, 50000, 22)
-			require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
+		// Both at once: of one port at most one has it, and a random one is somebody's alone.
+		var mu sync.Mutex
+		had := map[int]int{50000: 1, 50001: 1}
+		for n := range 4 {
+			for user, m := range map[identity.UserID]*webspace.Manager{1000: replica, 1001: w.Manager} {
+				adding.Go(func() {
+					for _, external := range []int{50008 + n, 0} {
+						port, err := m.AddPort(t.Context(), user, external, 22)
+						if err != nil {
+							if !errdefs.IsAlreadyExists(err) && !errdefs.IsResourceExhausted(err) {
+								t.Error(err)
+							}
+							continue
+						}
+						mu.Lock()
+						had[port]++
+						mu.Unlock()
+					}
+				})
+			}
 		}
+		adding.Wait()
+		for port, times := range had {
+			require.Equal(t, 1, times, "port %d", port)
+		}
+		stored := map[int]int{}
+		for _, user := range []identity.UserID{1000, 1001} {
+			webspace, err := w.Get(t.Context(), user)
+			require.NoError(t, err)
+			for port := range webspace.Ports {
+				stored[port]++
+			}
+		}
+		require.Equal(t, had, stored)
 	})
+}
+
+// deaf hears of nothing after the first listing.
+type deaf struct{ *runtimetest.Fake }
+
+func (deaf) Watch(ctx context.Context, _ func(webspace.Event)) error {
+	<-ctx.Done()
+	return ctx.Err()
 }

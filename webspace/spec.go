@@ -2,6 +2,7 @@ package webspace
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -169,27 +170,76 @@ func (m *Manager) AddPort(ctx context.Context, id identity.UserID, external, int
 	if err := m.awaitSync(ctx); err != nil {
 		return 0, err
 	}
+	tries, none := 10, errNoPort
 	if external != 0 {
-		first, last = external, external
+		first, last, tries = external, external, 1
+		none = fmt.Errorf("external port %d is used by a webspace: %w", external, errdefs.ErrAlreadyExists)
 	}
-	port, release, ok := m.index.reservePort(first, last)
-	switch {
-	case !ok && external != 0:
-		return 0, fmt.Errorf("external port %d is used by a webspace: %w", external, errdefs.ErrAlreadyExists)
-	case !ok:
-		return 0, errNoPort
+	for range tries {
+		port, release, ok := m.index.reservePort(first, last)
+		if !ok {
+			return 0, none
+		}
+		taken, err := m.claimPort(ctx, id, port, internal)
+		release()
+		if err != nil {
+			return 0, err
+		}
+		if !taken {
+			return port, nil
+		}
 	}
-	defer release()
-	return port, m.modify(ctx, id, func(r *record) error {
+	return 0, none
+}
+
+// claimPort adds a port forward to a record. taken: another replica gave the external port away at the same time, so it
+// was not added.
+func (m *Manager) claimPort(ctx context.Context, id identity.UserID, external, internal int) (taken bool, err error) {
+	err = m.modify(ctx, id, func(r *record) error {
 		if len(r.Ports) >= m.opts.Ports.Max {
 			return fmt.Errorf("a webspace has at most %d port forwards: %w", m.opts.Ports.Max, errdefs.ErrResourceExhausted)
 		}
-		if _, ok := r.Ports[port]; ok {
-			return fmt.Errorf("external port %d is used by this webspace: %w", port, errdefs.ErrAlreadyExists)
+		if _, ok := r.Ports[external]; ok {
+			return fmt.Errorf("external port %d is used by this webspace: %w", external, errdefs.ErrAlreadyExists)
 		}
-		r.Ports[port] = internal
+		r.Ports[external] = internal
 		return nil
 	})
+	if err != nil {
+		return false, err
+	}
+	// Records are not written together, but of two replicas that write at least the later one finds the other's record
+	// when it looks afterwards. Whoever finds one steps back.
+	taken, err = m.portTaken(ctx, id, external)
+	if err == nil && !taken {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	return taken, errors.Join(err, m.modify(ctx, id, func(r *record) error {
+		delete(r.Ports, external)
+		return nil
+	}))
+}
+
+// portTaken reports whether the record of another webspace than the user's has an external port. It asks the runtime: a
+// replica's writes are not in the index at once.
+func (m *Manager) portTaken(ctx context.Context, id identity.UserID, port int) (bool, error) {
+	instances, err := m.runtime.List(ctx, m.opts.Prefix)
+	if err != nil {
+		return false, m.wrap(id, err)
+	}
+	for _, instance := range instances {
+		user, ok := instanceUser(m.opts.Prefix, instance.Name)
+		if !ok || user == id {
+			continue
+		}
+		r, err := decodeRecord(instance.Record, instance.Name, user, m.opts.Defaults)
+		if _, has := r.Ports[port]; err == nil && has {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 var errNoPort = fmt.Errorf("no external port is free: %w", errdefs.ErrResourceExhausted)
