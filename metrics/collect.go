@@ -14,8 +14,9 @@ type Sources struct {
 	Manager   *webspace.Manager
 	Gateway   *proxy.Gateway
 	Forwarder *proxy.Forwarder
-	Holds     *proxy.Holds // that gateway and forwarder share
-	// The connections of the listeners.
+	TLS       *proxy.TLSGateway
+	Holds     *proxy.Holds // that they share
+	// The connections of the listeners. Those of the TLS gateway are among the gateway's.
 	GatewayConns, APIConns *proxy.Conns
 }
 
@@ -44,16 +45,22 @@ var (
 	waiting     = describe("waiting_connections", "Of the open connections, those without a request.", "front_end")
 	evictions   = describe("evicted_connections_total", "Connections without a request that were closed to make room.", "front_end")
 
-	requests     = describe("gateway_requests_total", "Requests to the gateway.")
-	active       = describe("gateway_active_requests", "Requests and upgraded connections that are at instances.")
-	answers      = describe("gateway_failures_total", "Answers that the gateway itself gave, by status.", "status")
+	requests = describe("gateway_requests_total", "Requests to the gateway.")
+	active   = describe("gateway_active_requests", "Requests and upgraded connections that are at instances.")
+	answers  = describe("gateway_failures_total", "Answers that the gateway itself gave, by status.", "status")
+
+	accepted     = describe("accepted_connections_total", "Connections that came.", "front_end")
+	acceptErrors = describe("accept_errors_total", "Tries to take a connection that failed, for want of descriptors say.", "front_end")
+	unreached    = describe("unreached_connections_total", "Connections whose target could not be reached.", "front_end")
 	dialErrors   = describe("dial_errors_total", "Tries to connect to an instance that failed.", "front_end")
 	clientsGone  = describe("clients_gone_total", "Clients that left before they were served.", "front_end")
-	accepted     = describe("forwarder_connections_total", "Connections to forwarded ports.")
-	acceptErrors = describe("forwarder_accept_errors_total", "Tries to take a connection that failed, for want of descriptors say.")
-	unreached    = describe("forwarder_failures_total", "Connections whose target could not be reached.")
-	forwarded    = describe("forwarder_bytes_total", "Bytes forwarded, from clients (in) and to them (out). Of each open connection up to 16 MiB are counted at its end.", "direction")
+	passedOn     = describe("passed_bytes_total", "Bytes of connections that are passed on as they are, from clients (in) and to them (out). Of each open connection up to 16 MiB are counted at its end.", "front_end", "direction")
 	forwards     = describe("forwards", "Port forwards, by whether their port is open.", "state")
+	terminated   = describe("tls_terminated_connections_total", "Connections of which TLS ended here.")
+	rejected     = describe("tls_rejected_connections_total", "Connections that did not say what they want, or named a host that nobody has, by reason.", "reason")
+
+	certificates = describe("certificates", "Certificates that are ordered, by whether there is a problem with them.", "state")
+	domains      = describe("custom_domains", "Custom domains, by whether their proof was there when it was last looked at.", "state")
 )
 
 // sources is a Collector. It keeps nothing: what is read in a scrape is what is then.
@@ -68,8 +75,8 @@ var states = []webspace.Status{
 func (s sources) Describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
 		webspaces, quarantined, routes, reconciling, probing, booting, bootSlots, held, heldFor, heldTime, refusals,
-		connections, waiting, evictions, requests, active, answers, dialErrors, clientsGone,
-		accepted, acceptErrors, unreached, forwarded, forwards,
+		connections, waiting, evictions, requests, active, answers, accepted, acceptErrors, unreached, dialErrors, clientsGone,
+		passedOn, forwards, terminated, rejected, certificates, domains,
 	} {
 		ch <- desc
 	}
@@ -94,6 +101,11 @@ func (s sources) Collect(ch chan<- prometheus.Metric) {
 		gauge(probing, stats.Probing)
 		gauge(booting, stats.Booting)
 		gauge(bootSlots, stats.BootSlots)
+		gauge(certificates, stats.Certificates-stats.CertificateProblems, "ok")
+		gauge(certificates, stats.CertificateProblems, "problem")
+		gauge(domains, stats.Domains-stats.DomainsUnproven, "proven")
+		gauge(domains, stats.DomainsUnproven-stats.DomainsLapsed, "unproven")
+		gauge(domains, stats.DomainsLapsed, "lapsed")
 	}
 	if s.Holds != nil {
 		stats := s.Holds.Stats()
@@ -128,20 +140,32 @@ func (s sources) Collect(ch chan<- prometheus.Metric) {
 			counter(answers, stats.Failures[status], strconv.Itoa(status))
 		}
 	}
+	carried := func(frontEnd string, stats proxy.TCPStats) {
+		gauge(connections, stats.Live, frontEnd)
+		counter(accepted, stats.Accepted, frontEnd)
+		counter(acceptErrors, stats.AcceptErrors, frontEnd)
+		counter(unreached, stats.Failures, frontEnd)
+		counter(dialErrors, stats.DialErrors, frontEnd)
+		counter(clientsGone, stats.ClientsGone, frontEnd)
+		counter(refusals, stats.RefusedWebspace, frontEnd+"_connection", "webspace")
+		counter(refusals, stats.RefusedSource, frontEnd+"_connection", "source")
+		counter(refusals, stats.RefusedTotal, frontEnd+"_connection", "total")
+		counter(passedOn, stats.Received, frontEnd, "in")
+		counter(passedOn, stats.Sent, frontEnd, "out")
+	}
 	if s.Forwarder != nil {
 		stats := s.Forwarder.Stats()
-		gauge(connections, stats.Live, "forwarder")
-		counter(accepted, stats.Accepted)
-		counter(acceptErrors, stats.AcceptErrors)
-		counter(unreached, stats.Failures)
-		counter(dialErrors, stats.DialErrors, "forwarder")
-		counter(clientsGone, stats.ClientsGone, "forwarder")
-		counter(refusals, stats.RefusedWebspace, "forwarder_connection", "webspace")
-		counter(refusals, stats.RefusedSource, "forwarder_connection", "source")
-		counter(refusals, stats.RefusedTotal, "forwarder_connection", "total")
-		counter(forwarded, stats.Received, "in")
-		counter(forwarded, stats.Sent, "out")
+		carried("forwarder", stats.TCPStats)
 		gauge(forwards, stats.Forwards-stats.Unopened, "open")
 		gauge(forwards, stats.Unopened, "unopened")
+	}
+	if s.TLS != nil {
+		stats := s.TLS.Stats()
+		carried("tls_gateway", stats.TCPStats)
+		counter(terminated, stats.Terminated)
+		for _, reason := range proxy.HelloFailures() {
+			counter(rejected, stats.Hellos[reason], reason)
+		}
+		counter(rejected, stats.UnknownNames, "unknown_name")
 	}
 }

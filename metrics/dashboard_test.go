@@ -16,6 +16,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/netsoc/webspaced/proxy"
 )
 
 // expressions are those of the dashboard, by the title of the panel.
@@ -77,7 +79,7 @@ func TestDashboardInPrometheus(t *testing.T) {
 		}
 		t.Skip("needs prometheus: on Debian, test/install installs it")
 	}
-	w := newWorld(t, 30, nil, nil)
+	w := newWorld(t, 30, nil, &proxy.HoldLimits{Wakes: -1})
 	dir := t.TempDir()
 	config := filepath.Join(dir, "prometheus.yml")
 	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, `

@@ -35,6 +35,7 @@ type world struct {
 	manager  *webspace.Manager
 	api      *openapi.Server
 	gateway  *proxy.Gateway
+	edge     *proxy.TLSGateway
 	holds    *proxy.Holds
 	routes   *providertest.Fake
 	accounts []static.Account
@@ -69,12 +70,13 @@ func newWorld(t testing.TB, n int, fake *runtimetest.FakeOptions, holds *proxy.H
 	})
 	require.NoError(t, err)
 	w.gateway = proxy.NewGateway(w.manager, w.manager, &proxy.GatewayOptions{Holds: w.holds})
+	w.edge = proxy.NewTLSGateway(w.manager, w.manager, &proxy.TLSGatewayOptions{Holds: w.holds})
 	w.api = openapi.NewServer(w.manager, auth, directory, &openapi.Options{
 		Logger: quiet, Metrics: w.metrics.Handler(""), Observe: w.metrics.ObserveRequest,
 	})
 	conns := proxy.NewConns(nil)
 	require.NoError(t, w.metrics.Collect(metrics.Sources{
-		Manager: w.manager, Gateway: w.gateway, Forwarder: forwarder, Holds: w.holds, GatewayConns: conns, APIConns: proxy.NewConns(nil),
+		Manager: w.manager, Gateway: w.gateway, Forwarder: forwarder, TLS: w.edge, Holds: w.holds, GatewayConns: conns, APIConns: proxy.NewConns(nil),
 	}))
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -83,6 +85,7 @@ func newWorld(t testing.TB, n int, fake *runtimetest.FakeOptions, holds *proxy.H
 		ending, end := context.WithTimeout(context.Background(), 5*time.Second)
 		defer end()
 		_ = w.gateway.Shutdown(ending)
+		_ = w.edge.Shutdown(ending)
 		_ = forwarder.Shutdown(ending)
 		cancel()
 		_ = w.manager.Close()

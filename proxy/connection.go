@@ -35,8 +35,37 @@ type carrier struct {
 	cancel  context.CancelCauseFunc
 	running sync.WaitGroup
 
-	received, sent                    atomic.Uint64 // bytes, see ForwarderStats
-	dialErrors, clientsGone, failures atomic.Uint64
+	// See TCPStats.
+	accepted, acceptErrors, dialErrors, clientsGone, failures, received, sent atomic.Uint64
+}
+
+// TCPStats count the connections that are passed on as they are.
+type TCPStats struct {
+	Accepted     uint64 // connections that came
+	AcceptErrors uint64 // tries to take one that failed, for want of descriptors say
+	DialErrors   uint64 // tries to connect to an endpoint that failed; the connection was then held, or went on being held
+	ClientsGone  uint64 // clients that left before they were connected; scans of ports, for example
+	Failures     uint64 // connections whose target could not be reached in time
+
+	// Bytes from clients to targets and from targets to clients. Of a connection that is open the last few megabytes are
+	// not among them.
+	Received, Sent uint64
+
+	// How many were refused, by the limit that they hit.
+	RefusedWebspace, RefusedSource, RefusedTotal uint64
+
+	Live  int // connections that are passed on now, held ones among them
+	Holds HoldStats
+}
+
+func (c *carrier) tcpStats() TCPStats {
+	all := c.connections.Stats()
+	return TCPStats{
+		Accepted: c.accepted.Load(), AcceptErrors: c.acceptErrors.Load(), DialErrors: c.dialErrors.Load(),
+		ClientsGone: c.clientsGone.Load(), Failures: c.failures.Load(), Received: c.received.Load(), Sent: c.sent.Load(),
+		RefusedWebspace: all.RefusedWebspace, RefusedSource: all.RefusedSource, RefusedTotal: all.RefusedTotal,
+		Live: all.Held, Holds: c.holds.Stats(),
+	}
 }
 
 // newCarrier completes c with defaults.

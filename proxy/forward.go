@@ -56,7 +56,7 @@ func (w *forward) run(l net.Listener, err error) {
 		log.Info("opened a port at last", "port", w.port)
 	}
 	_ = accept(w.ctx, l, w.admit, func(err error, again bool) {
-		w.forwarder.count(func(s *ForwarderStats) { s.AcceptErrors++ })
+		w.forwarder.acceptErrors.Add(1)
 		if !again {
 			log.Warn("can not take connections", "port", w.port, "error", err)
 		}
@@ -89,9 +89,9 @@ func (w *forward) open() net.Listener {
 // admit serves a connection, unless there are too many.
 func (w *forward) admit(client net.Conn) {
 	f := w.forwarder
+	f.accepted.Add(1)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.stats.Accepted++
 	c := f.newConnection(w.aimed, client)
 	if f.closed || w.ctx.Err() != nil {
 		c.cancel(nil)

@@ -59,28 +59,13 @@ type Forwarder struct {
 	mu     sync.Mutex
 	closed bool
 	ports  map[int]*forward
-	stats  ForwarderStats
 }
 
 // ForwarderStats count what a forwarder has done since it was made.
 type ForwarderStats struct {
-	Accepted     uint64 // connections that came
-	AcceptErrors uint64 // tries to take one that failed, for want of descriptors say
-	DialErrors   uint64 // tries to connect to an endpoint that failed; the connection was then held, or went on being held
-	ClientsGone  uint64 // clients that left before they were connected; scans of ports, for example
-	Failures     uint64 // connections whose target could not be reached in time
-
-	// Bytes from clients to targets and from targets to clients. Of a connection that is open the last few megabytes are
-	// not among them.
-	Received, Sent uint64
-
-	// How many were refused, by the limit that they hit.
-	RefusedWebspace, RefusedSource, RefusedTotal uint64
-
-	Live     int // connections now
+	TCPStats
 	Forwards int // port forwards now
 	Unopened int // those of them whose port could not be opened yet
-	Holds    HoldStats
 }
 
 // NewForwarder returns a forwarder without any port. nil options are the defaults.
@@ -149,19 +134,12 @@ func (f *Forwarder) Status(port int) error {
 func (f *Forwarder) Stats() ForwarderStats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	stats := f.stats
-	stats.Received, stats.Sent = f.received.Load(), f.sent.Load()
-	stats.Forwards = len(f.ports)
+	stats := ForwarderStats{TCPStats: f.tcpStats(), Forwards: len(f.ports)}
 	for _, w := range f.ports {
 		if w.err != nil {
 			stats.Unopened++
 		}
 	}
-	all := f.connections.Stats()
-	stats.Live = all.Held
-	stats.RefusedWebspace, stats.RefusedSource, stats.RefusedTotal = all.RefusedWebspace, all.RefusedSource, all.RefusedTotal
-	stats.Holds = f.holds.Stats()
-	stats.DialErrors, stats.ClientsGone, stats.Failures = f.dialErrors.Load(), f.clientsGone.Load(), f.failures.Load()
 	return stats
 }
 
@@ -220,12 +198,6 @@ func (f *Forwarder) Yield() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func (f *Forwarder) count(change func(*ForwarderStats)) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	change(&f.stats)
 }
 
 // Why the forwarder itself ends connections.

@@ -31,6 +31,10 @@ const (
 	helloMalformed = "malformed" // it is none
 )
 
+// HelloFailures are the reasons in [TLSGatewayStats].Hellos: the client left before ("gone"), took too long ("slow"), there
+// was no end of what it said ("long"), or that was no ClientHello ("malformed").
+func HelloFailures() []string { return []string{helloGone, helloSlow, helloLong, helloMalformed} }
+
 // helloError is that there is no hello.
 type helloError struct {
 	reason string

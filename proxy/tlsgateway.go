@@ -67,24 +67,12 @@ type TLSGateway struct {
 
 // TLSGatewayStats count what a TLS gateway has done since it was made.
 type TLSGatewayStats struct {
-	Accepted     uint64 // connections that came
-	AcceptErrors uint64 // tries to take one that failed, for want of descriptors say
-	Terminated   uint64 // connections of which TLS ended here
-	DialErrors   uint64 // tries to connect to an endpoint that failed; the connection was then held, or went on being held
-	ClientsGone  uint64 // clients that left before they were connected
-	Failures     uint64 // connections whose target could not be reached in time
-
-	// Hellos counts clients that did not say what they want, by the reason: "gone", "slow", "long", "malformed".
+	TCPStats          // Accepted and AcceptErrors are of all connections
+	Terminated uint64 // connections of which TLS ended here
+	// Hellos counts clients that did not say what they want, by the reason; see [HelloFailures].
 	Hellos map[string]uint64
 	// UnknownNames counts connections for names that nobody has.
 	UnknownNames uint64
-	// How many were refused, by the limit that they hit.
-	RefusedWebspace, RefusedSource, RefusedTotal uint64
-
-	Received, Sent uint64 // bytes that came from clients, and that went to them, of connections passed through
-
-	Live  int // connections that are passed through now
-	Holds HoldStats
 }
 
 // NewTLSGateway returns a TLS gateway to what router and activator know. nil options are the defaults.
@@ -127,7 +115,7 @@ func (g *TLSGateway) Serve(l net.Listener) error {
 	g.listeners[&l] = struct{}{}
 	g.mu.Unlock()
 	err := accept(g.ctx, l, g.admit, func(err error, again bool) {
-		g.count(func(s *TLSGatewayStats) { s.AcceptErrors++ })
+		g.acceptErrors.Add(1)
 		if !again {
 			g.log.Warn("can not take connections", "address", l.Addr(), "error", err)
 		}
@@ -167,21 +155,15 @@ func (g *TLSGateway) Stats() TLSGatewayStats {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	stats := g.stats
-	stats.Hellos = maps.Clone(stats.Hellos)
-	stats.DialErrors, stats.ClientsGone, stats.Failures = g.dialErrors.Load(), g.clientsGone.Load(), g.failures.Load()
-	stats.Received, stats.Sent = g.received.Load(), g.sent.Load()
-	all := g.connections.Stats()
-	stats.Live = all.Held
-	stats.RefusedWebspace, stats.RefusedSource, stats.RefusedTotal = all.RefusedWebspace, all.RefusedSource, all.RefusedTotal
-	stats.Holds = g.holds.Stats()
+	stats.TCPStats, stats.Hellos = g.tcpStats(), maps.Clone(stats.Hellos)
 	return stats
 }
 
 // admit serves a connection.
 func (g *TLSGateway) admit(conn net.Conn) {
+	g.accepted.Add(1)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.stats.Accepted++
 	c := g.newConnection(g.ctx, conn)
 	if g.closed || c == nil {
 		_ = conn.Close()

@@ -102,21 +102,39 @@ func (c *certificates) of(hosts []provider.Host, current provider.Route) (certif
 	return certificates
 }
 
+// problem says what is wrong with the certificate of a host; empty: nothing.
+func (c certificate) problem(host provider.Host) string {
+	switch {
+	case c.failed != nil:
+		return fmt.Sprintf("the certificate of %s could not be ordered: %v", host, c.failed)
+	case c.status.Problem != "":
+		return fmt.Sprintf("the certificate of %s: %s", host, c.status.Problem)
+	}
+	return ""
+}
+
 // problems says what is wrong with the certificates of a webspace.
 func (c *certificates) problems(owner string) (problems []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for host, certificate := range c.byHost {
-		switch {
-		case certificate.owner != owner:
-		case certificate.failed != nil:
-			problems = append(problems, fmt.Sprintf("the certificate of %s could not be ordered: %v", host, certificate.failed))
-		case certificate.status.Problem != "":
-			problems = append(problems, fmt.Sprintf("the certificate of %s: %s", host, certificate.status.Problem))
+		if problem := certificate.problem(host); problem != "" && certificate.owner == owner {
+			problems = append(problems, problem)
 		}
 	}
 	slices.Sort(problems)
 	return problems
+}
+
+func (c *certificates) count() (all, problems int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for host, certificate := range c.byHost {
+		if certificate.problem(host) != "" {
+			problems++
+		}
+	}
+	return len(c.byHost), problems
 }
 
 // certified returns the hosts of a webspace that are to have certificates from the issuer.

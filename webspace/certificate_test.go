@@ -136,9 +136,13 @@ func TestCertificates(t *testing.T) {
 		i.complain(domain, "its DNS does not point here")
 		w.settled()
 		require.Contains(t, w.summary(1000).Problem, "the certificate of "+domain+": its DNS does not point here")
+		stats := w.Stats()
+		require.Equal(t, []int{1, 1}, []int{stats.Certificates, stats.CertificateProblems})
 		i.complain(domain, "")
 		i.issue(domain)
 		w.settled()
+		stats = w.Stats()
+		require.Equal(t, []int{1, 0}, []int{stats.Certificates, stats.CertificateProblems})
 		require.Equal(t, []string{domain}, w.certificates("ws-u1000"))
 		require.Empty(t, w.summary(1000).Problem)
 

@@ -111,6 +111,12 @@ type Stats struct {
 	Probing     int            // webspaces whose port is looked at, or waits to be, for the sake of their route
 	Booting     int            // boot slots that are taken
 	BootSlots   int            // that there are
+
+	Certificates        int // that are ordered at the issuer
+	CertificateProblems int // of those, with a problem
+	Domains             int // custom domains
+	DomainsUnproven     int // of those, whose proof was missing when it was last looked at
+	DomainsLapsed       int // of those, that are not routed for want of one
 }
 
 // Stats asks nobody.
@@ -119,24 +125,31 @@ func (m *Manager) Stats() Stats {
 		Reconciling: m.queue.len(), Probing: m.probes.len(), Routes: m.routes.len(),
 		Booting: len(m.boots), BootSlots: cap(m.boots),
 	}
-	stats.Webspaces, stats.Quarantined = m.index.count()
+	m.index.count(&stats)
+	stats.Certificates, stats.CertificateProblems = m.certificates.count()
 	return stats
 }
 
-func (x *index) count() (statuses map[Status]int, bad int) {
-	statuses = make(map[Status]int)
+func (x *index) count(stats *Stats) {
+	stats.Webspaces = make(map[Status]int)
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	for _, e := range x.entries {
 		if !e.known {
 			continue
 		}
-		statuses[e.status]++
+		stats.Webspaces[e.status]++
 		if e.bad != nil {
-			bad++
+			stats.Quarantined++
+		}
+		stats.Domains += len(e.record.Domains)
+		for _, check := range e.record.Checks {
+			stats.DomainsUnproven++
+			if check.Lapsed {
+				stats.DomainsLapsed++
+			}
 		}
 	}
-	return statuses, bad
 }
 
 func (r *routes) len() int {

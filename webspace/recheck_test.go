@@ -107,13 +107,20 @@ func TestDomainLapses(t *testing.T) {
 		require.Empty(t, w.summary(1000).Problem)
 
 		// Three days are, and nobody else had it meanwhile.
+		domains := func() []int {
+			stats := w.Stats()
+			return []int{stats.Domains, stats.DomainsUnproven, stats.DomainsLapsed}
+		}
+		require.Equal(t, []int{1, 0, 0}, domains())
 		p.set(domain, 1001)
 		time.Sleep(70 * time.Hour)
 		require.True(t, routed())
+		require.Equal(t, []int{1, 1, 0}, domains())
 		require.True(t, errdefs.IsAlreadyExists(w.AddDomain(t.Context(), 1001, domain)))
 		time.Sleep(28 * time.Hour)
 		require.False(t, routed())
 		require.Contains(t, w.summary(1000).Problem, domain+" is not routed")
+		require.Equal(t, []int{1, 1, 1}, domains())
 		w.stop()
 		w.start() // it is remembered
 		w.settled()

@@ -22,7 +22,7 @@ func measured(o *openapi.Options, m *metrics.Metrics, token string) *openapi.Opt
 // collect has the metrics read from what the daemon is made of.
 func (d *daemon) collect(apiConns, gatewayConns *proxy.Conns) error {
 	return d.metrics.Collect(metrics.Sources{
-		Manager: d.manager, Gateway: d.gateway, Forwarder: d.forwarder, Holds: d.holds,
+		Manager: d.manager, Gateway: d.gateway, Forwarder: d.forwarder, TLS: d.edge, Holds: d.holds,
 		GatewayConns: gatewayConns, APIConns: apiConns,
 	})
 }
