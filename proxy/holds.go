@@ -12,7 +12,7 @@ import (
 // HoldLimits bound [Holds]. Zero means the default.
 type HoldLimits struct {
 	// Webspace is how many may wait for one webspace: 1024, which is about a tenth of the default Total, and never more
-	// than a quarter of Total, so that no webspace crowds out the others.
+	// than a third of Total, so that no webspace crowds out the others.
 	Webspace int
 	// Source is how many may wait from one client: 64. A client is an IPv4 address, or an IPv6 network of 64 bits,
 	// because whoever has one address there has all of them.
@@ -69,7 +69,7 @@ func NewHolds(limits *HoldLimits) *Holds {
 		l.Total = 10_000
 	}
 	if l.Webspace <= 0 {
-		l.Webspace = max(min(1024, l.Total/4), 1)
+		l.Webspace = max(min(1024, l.Total/3), 1)
 	}
 	if l.Source <= 0 {
 		l.Source = 64

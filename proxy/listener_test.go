@@ -188,7 +188,7 @@ func TestConnsHalfOpen(t *testing.T) {
 	if n, err := strconv.Atoi(os.Getenv("FLOOD")); err == nil {
 		flood = n
 	}
-	if proxy.MaxConns()*8/3 < flood+2*total && proxy.MaxConns() < 10_000 {
+	if proxy.MaxConns()*16/3 < flood+2*total && proxy.MaxConns() < 10_000 {
 		t.Skipf("%d connections take more file descriptors than this process may have", flood)
 	}
 	h := serve(t, alice, running(instance(t, func(http.ResponseWriter, *http.Request) {})), nil)

@@ -51,7 +51,7 @@ func newTransport(responseHeader time.Duration) transport {
 	pooled := &http.Transport{
 		DialContext:            dial,
 		DisableCompression:     true, // bodies pass as they are
-		MaxIdleConns:           max(min(1024, MaxConns()/8), 1),
+		MaxIdleConns:           max(min(1024, MaxConns()/4), 1),
 		MaxIdleConnsPerHost:    32,
 		IdleConnTimeout:        30 * time.Second,
 		ResponseHeaderTimeout:  responseHeader,

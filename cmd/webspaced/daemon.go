@@ -149,7 +149,7 @@ func (d *daemon) servers() ([]server, error) {
 		api.Handler = d.guard(api.Handler)
 	}
 	// Each has limits of its own, so that a flood of visitors never keeps the API's users out.
-	apiConns := proxy.NewConns(&proxy.ConnLimits{Total: min(512, max(proxy.MaxConns()/6, 1)), Exempt: d.proxies})
+	apiConns := proxy.NewConns(&proxy.ConnLimits{Total: min(512, max(proxy.MaxConns()/3, 1)), Exempt: d.proxies})
 	gatewayConns := proxy.NewConns(&proxy.ConnLimits{Exempt: d.proxies})
 	if err := d.collect(apiConns, gatewayConns); err != nil {
 		return nil, err

@@ -3,6 +3,8 @@ package main_test
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -18,8 +20,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// With few file descriptors, idle connections to the gateway and the API keep nobody out of either: not the one client
-// that has them all, and not others.
+// With few file descriptors, idle connections to the gateway, the API and a forwarded port, all at once, keep nobody out of
+// the first two: not one client that has as many as it may, and not others.
 func TestFewDescriptors(t *testing.T) {
 	cmd := exec.Command("/bin/sh", "-c", `ulimit -n 256 && exec "$0" demo --runtime local --listen 127.0.0.1:0 --gateway 127.0.0.1:0`, program)
 	cmd.Env = append(os.Environ(), "TMPDIR="+t.TempDir())
@@ -69,9 +71,30 @@ func TestFewDescriptors(t *testing.T) {
 		_, err = io.Copy(io.Discard, res.Body)
 		return res.StatusCode, err
 	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, api+"/webspace/self/ports/8080", nil)
+	require.NoError(t, err)
+	req.Header.Set("Authorization", "Bearer alice")
+	res, err := from("127.0.0.1").Do(req)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	var forwarded struct{ EPort int }
+	require.NoError(t, json.NewDecoder(res.Body).Decode(&forwarded))
+	taken := 0
+	for i := range 260 { // which are more than are taken
+		dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(i%8))}}
+		if conn, err := dialer.DialContext(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", forwarded.EPort)); err == nil {
+			defer conn.Close()
+			taken++
+		}
+	}
+	require.Greater(t, taken, 20)
 	for _, url := range []string{gateway, api + "/webspace/self"} {
-		for range 260 {
-			_, err := ask(from("127.0.0.1"), url, "", "bob") // each has a connection of its own, which it keeps
+		for i := range 520 {
+			source := "127.0.0.1"
+			if i%2 == 1 {
+				source = fmt.Sprintf("127.0.2.%d", i%32)
+			}
+			_, err := ask(from(source), url, "", "bob") // each has a connection of its own, which it keeps
 			require.NoError(t, err)
 		}
 	}
