@@ -87,7 +87,7 @@ func newCarrier(c *carrier, limits HoldLimits) *carrier {
 	}
 	limits.Wakes = -1
 	c.connections = NewHolds(&limits)
-	c.dialer = newDialer()
+	c.dialer = newDialer(0) // see deadline
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	return c
 }
@@ -117,19 +117,26 @@ type connection struct {
 	client *net.TCPConn // the socket of conn
 	source netip.Addr
 	target Target
-	ctx    context.Context // cuts the connection off
-	cancel context.CancelCauseFunc
+	ctx    context.Context // ends when connections to the target are to be cut off
 
 	// early was read from the client already, to know what it wants. The target gets it first.
 	early []byte
 	// refusal is what the client is told if it can not be served; without, it gets a reset.
 	refusal func(error) []byte
 
+	// release gives its place among the connections back, if it has one.
+	release func()
+
 	// given says that somebody else has the client's connection now, and closes it.
 	given bool
 
 	// The end of what one side sends was passed on to the other: to the client, to the target.
 	clientShut, targetShut atomic.Bool
+
+	mu      sync.Mutex
+	reached *net.TCPConn            // to the target, once there is one
+	abandon context.CancelCauseFunc // ends the wait for the target
+	cause   error                   // why it was cut off
 }
 
 // newConnection returns nil if conn is no TCP connection.
@@ -138,42 +145,80 @@ func (c *carrier) newConnection(ctx context.Context, conn net.Conn) *connection 
 	if client == nil {
 		return nil
 	}
-	n := &connection{carrier: c, conn: conn, client: client}
+	n := &connection{carrier: c, conn: conn, client: client, ctx: ctx}
 	if address, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
 		n.source = address.AddrPort().Addr()
 	}
-	n.ctx, n.cancel = context.WithCancelCause(ctx)
 	return n
 }
 
-// run calls serve, which has the connection until it returns.
-func (c *connection) run(serve func()) {
-	defer c.cancel(nil)
-	defer func() {
+// run calls serve, which has the connection until it returns, or until what it returns does. That runs by itself: what
+// serve did has made its stack grow, and the connection would have that for as long as it lives.
+func (c *connection) run(serve func() (rest func())) {
+	stop := context.AfterFunc(c.ctx, func() { c.cut(context.Cause(c.ctx)) })
+	end := func() {
+		stop()
 		if !c.given {
 			_ = c.conn.Close()
 		}
-	}()
-	stop := context.AfterFunc(c.ctx, func() { reset(c.client) })
-	defer stop()
-	serve()
+		if c.release != nil {
+			c.release()
+		}
+	}
+	rest := serve()
+	if rest == nil {
+		end()
+		return
+	}
+	c.running.Go(func() {
+		defer end()
+		rest()
+	})
 }
 
-// carry brings the connection to its target and to its end.
-func (c *connection) carry() {
+// cut ends the connection at once, whatever it does.
+func (c *connection) cut(cause error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cause == nil {
+		c.cause = cause
+	}
+	reset(c.client)
+	if c.reached != nil {
+		reset(c.reached)
+	}
+	if c.abandon != nil {
+		c.abandon(cause)
+	}
+}
+
+// wasCut returns why the connection was cut off, if it was.
+func (c *connection) wasCut() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cause == nil {
+		return context.Cause(c.ctx) // cut may be about to be called
+	}
+	return c.cause
+}
+
+// carry brings the connection to its target. The rest is to bring it to its end.
+func (c *connection) carry() (rest func()) {
 	endpoint, target, err := c.connect()
 	if err != nil {
 		c.fail(err)
-		return
+		return nil
 	}
-	defer endpoint.Release(nil)
-	c.splice(target)
+	return func() {
+		defer endpoint.Release(nil)
+		c.splice(target)
+	}
 }
 
 // connect brings the connection to its target, which is booted if need be.
 func (c *connection) connect() (Endpoint, *net.TCPConn, error) {
 	if endpoint, ok := c.activator.Ready(c.target); ok {
-		if conn, err := c.dial(c.ctx, endpoint); err == nil {
+		if conn, err := c.dial(endpoint); err == nil {
 			return endpoint, conn, nil
 		}
 	}
@@ -187,13 +232,20 @@ func (c *connection) connect() (Endpoint, *net.TCPConn, error) {
 		return Endpoint{}, nil, err
 	}
 	defer release()
-	ctx, cancel := context.WithTimeout(c.ctx, c.holdTimeout)
+	ctx, abandon := context.WithCancelCause(c.ctx)
+	defer abandon(nil)
+	ctx, cancel := context.WithTimeout(ctx, c.holdTimeout)
 	defer cancel()
+	c.mu.Lock()
+	if c.abandon = abandon; c.cause != nil {
+		abandon(c.cause)
+	}
+	c.mu.Unlock()
 	defer c.watch()()
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		endpoint, err := c.activator.Activate(ctx, c.target)
 		if err == nil {
-			conn, e := c.dial(ctx, endpoint)
+			conn, e := c.dial(endpoint)
 			if e == nil {
 				return endpoint, conn, nil
 			}
@@ -204,7 +256,7 @@ func (c *connection) connect() (Endpoint, *net.TCPConn, error) {
 				continue
 			}
 		}
-		if ctx.Err() != nil && c.ctx.Err() == nil {
+		if ctx.Err() != nil && c.wasCut() == nil {
 			err = fmt.Errorf("held for %v: %w", c.holdTimeout, context.DeadlineExceeded)
 		}
 		return Endpoint{}, nil, err
@@ -212,28 +264,28 @@ func (c *connection) connect() (Endpoint, *net.TCPConn, error) {
 }
 
 // dial connects to an endpoint, which then has what the client has sent before. If that fails, the endpoint is given back.
-func (c *connection) dial(ctx context.Context, endpoint Endpoint) (*net.TCPConn, error) {
-	var conn net.Conn
-	var err error
-	var dialling sync.WaitGroup
-	// Dialling makes a stack grow that the connection then has for as long as it lives.
-	dialling.Go(func() { conn, err = c.dialer.DialContext(ctx, "tcp", endpoint.Address.String()) })
-	dialling.Wait()
+func (c *connection) dial(endpoint Endpoint) (*net.TCPConn, error) {
+	ctx := deadline{context.Background(), time.Now().Add(dialTimeout)}
+	conn, err := c.dialer.DialContext(ctx, "tcp", endpoint.Address.String())
 	if err == nil {
 		err = c.begin(conn)
 	}
 	if err != nil {
-		blame := (&dialError{err}).blame()
-		if ctx.Err() != nil {
-			blame = nil // it was not given its time
-		}
-		endpoint.Release(blame)
+		endpoint.Release((&dialError{err}).blame())
 		c.dialErrors.Add(1)
-		c.log.DebugContext(ctx, "dial failed", "webspace", c.target.Webspace, "address", endpoint.Address, "error", err)
+		c.log.DebugContext(c.ctx, "dial failed", "webspace", c.target.Webspace, "address", endpoint.Address, "error", err)
 		return nil, err
 	}
 	return conn.(*net.TCPConn), nil
 }
+
+// deadline is a context that can not be cancelled. With others, package net takes longer to watch them than to connect.
+type deadline struct {
+	context.Context
+	at time.Time
+}
+
+func (d deadline) Deadline() (time.Time, bool) { return d.at, true }
 
 // begin writes what stands before all that is still to come from the client. A connection that does not take it is closed.
 func (c *connection) begin(target net.Conn) error {
@@ -249,7 +301,7 @@ func (c *connection) begin(target net.Conn) error {
 	if len(first) == 0 {
 		return nil
 	}
-	_ = target.SetWriteDeadline(time.Now().Add(c.dialer.Timeout))
+	_ = target.SetWriteDeadline(time.Now().Add(dialTimeout))
 	if _, err := target.Write(first); err != nil {
 		_ = target.Close()
 		return err
@@ -289,7 +341,7 @@ func (c *connection) watch() (stop func()) {
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		if raw.Read(func(fd uintptr) bool { return presenceOf(fd) == gone }) == nil {
-			c.cancel(errGone)
+			c.cut(errGone)
 		}
 	})
 	return func() {
@@ -302,8 +354,11 @@ func (c *connection) watch() (stop func()) {
 // splice moves bytes between the client and its target until both have ended.
 func (c *connection) splice(target *net.TCPConn) {
 	defer target.Close()
-	stop := context.AfterFunc(c.ctx, func() { reset(target) })
-	defer stop()
+	c.mu.Lock()
+	if c.reached = target; c.cause != nil {
+		reset(target)
+	}
+	c.mu.Unlock()
 	// The kernel does not say when it moves something, but since when nothing has come.
 	limit := c.idleTimeout
 	var idle *time.Timer
@@ -311,7 +366,7 @@ func (c *connection) splice(target *net.TCPConn) {
 		if left := limit - min(sinceReceived(c.client), sinceReceived(target)); left > 0 {
 			idle.Reset(left)
 		} else {
-			c.cancel(errIdle)
+			c.cut(errIdle)
 		}
 	})
 	idle.Reset(limit)
@@ -326,21 +381,23 @@ func (c *connection) splice(target *net.TCPConn) {
 func pass(to, from *net.TCPConn, toShut, fromShut *atomic.Bool, moved *atomic.Uint64) {
 	err := move(to, from, moved)
 	// Of the two who use a connection that is reset, the kernel tells only one; to the other it looks like an end. So it
-	// is asked. When both sides have ended properly, it is closed as well, and the order of the two questions matters.
-	if isClosed(from) && (err != nil || !fromShut.Load()) {
+	// is asked. When both sides have ended properly, it is closed as well, and the order of the last two questions matters.
+	if (err != nil || !fromShut.Load()) && isClosed(from) && (err != nil || !fromShut.Load()) {
 		reset(to)
 		return
 	}
 	if err == nil {
-		toShut.Store(true)
-		_ = to.CloseWrite()
+		if toShut.Store(true); !fromShut.Load() {
+			_ = to.CloseWrite()
+		} // else both have ended, and are about to be closed
 	}
 	// Else it is the receiving side that is gone, and what it had sent before is passed on by the other call.
 }
 
 // fail ends a connection that could not be brought to its target.
 func (c *connection) fail(err error) {
-	if cause := context.Cause(c.ctx); cause != nil {
+	cause := c.wasCut()
+	if cause != nil {
 		err = cause
 	}
 	c.log.DebugContext(c.ctx, "connection failed", "webspace", c.target.Webspace, "port", c.target.Port, "error", err)
@@ -350,7 +407,7 @@ func (c *connection) fail(err error) {
 		return
 	}
 	c.failures.Add(1)
-	if _, ok := errors.AsType[*Failure](err); !ok && c.ctx.Err() == nil && !errdefs.IsNotFound(err) {
+	if _, ok := errors.AsType[*Failure](err); !ok && cause == nil && !errdefs.IsNotFound(err) {
 		c.log.WarnContext(c.ctx, "activation failed", "webspace", c.target.Webspace, "port", c.target.Port, "error", err)
 	}
 	c.refuse(err)

@@ -94,21 +94,17 @@ func (w *forward) admit(client net.Conn) {
 	defer f.mu.Unlock()
 	c := f.newConnection(w.aimed, client)
 	if f.closed || w.ctx.Err() != nil {
-		c.cancel(nil)
 		reset(c.client)
 		return
 	}
 	c.target = w.target
 	release, err := f.connections.Acquire(c.target.Webspace, c.source)
 	if err != nil {
-		c.cancel(nil)
 		reset(c.client)
 		return
 	}
-	f.running.Go(func() {
-		defer release()
-		c.run(c.carry)
-	})
+	c.release = release
+	f.running.Go(func() { c.run(c.carry) })
 }
 
 // accept gives the connections of l to take, until ctx has ended or l is closed. No other error ends it: whatever there is

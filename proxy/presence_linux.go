@@ -3,6 +3,7 @@ package proxy
 import (
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,52 +28,76 @@ func presenceOf(fd uintptr) presence {
 	return quiet
 }
 
+// small is what is read at a time as long as little comes.
+const small = 8 << 10
+
+var smallBuffers = sync.Pool{New: func() any { return new([small]byte) }}
+
 // move moves all that comes from one side to the other, until its end or an error, and counts it on the way.
 //
 // splice(2) takes a pipe, and net.TCPConn keeps it for as long as it waits: four descriptors and two pipes for each
-// connection on which nothing happens. So it is only asked to move what has come already.
+// connection on which nothing happens. So it is only asked to move what has come already, and only much: a few bytes are
+// copied for less.
 func move(to, from *net.TCPConn, moved *atomic.Uint64) error {
 	raw, err := from.SyscallConn()
 	if err != nil {
 		return err
 	}
+	var buffer *[small]byte
 	var came int
 	var failed error
-	peeked := make([]byte, 1)
-	arrived := func(fd uintptr) bool {
-		came, failed = unread(int(fd), peeked)
-		return failed != unix.EAGAIN
+	read := func(fd uintptr) bool {
+		buffer = smallBuffers.Get().(*[small]byte)
+		if came, failed = recv(int(fd), buffer[:]); failed != unix.EAGAIN {
+			return true
+		}
+		smallBuffers.Put(buffer) // while nothing comes there is none
+		return false
 	}
-	part := io.LimitedReader{R: from}
+	look := func(fd uintptr) { came = unread(int(fd)) }
 	for {
-		if err := raw.Read(arrived); err != nil {
+		if err := raw.Read(read); err != nil {
 			return err
 		}
-		if came == 0 || failed != nil {
+		if came > 0 && failed == nil {
+			var n int
+			n, failed = to.Write(buffer[:came])
+			moved.Add(uint64(n))
+		}
+		smallBuffers.Put(buffer)
+		if failed != nil || came == 0 {
 			return failed
 		}
-		part.N = int64(came)
-		n, err := to.ReadFrom(&part)
-		moved.Add(uint64(n))
-		if err != nil {
-			return err
+		for much := came == small; much; {
+			if err := raw.Control(look); err != nil {
+				return err
+			}
+			if much = came >= small; much {
+				n, err := to.ReadFrom(&io.LimitedReader{R: from, N: int64(came)})
+				moved.Add(uint64(n))
+				if err != nil {
+					return err
+				}
+			}
 		}
 	}
 }
 
-// unread returns how many bytes have come and were not read; 0 at the end. The error is EAGAIN if nothing has come.
-func unread(fd int, peeked []byte) (int, error) {
-	n, _, err := unix.Recvfrom(fd, peeked, unix.MSG_PEEK)
-	for err == unix.EINTR {
-		n, _, err = unix.Recvfrom(fd, peeked, unix.MSG_PEEK)
+func recv(fd int, p []byte) (n int, err error) {
+	for {
+		if n, err = unix.Read(fd, p); err != unix.EINTR {
+			return max(n, 0), err
+		}
 	}
-	if err != nil || n == 0 {
-		return 0, err
+}
+
+// unread returns how many bytes have come and were not read.
+func unread(fd int) int {
+	n, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
+	if err != nil {
+		return 0
 	}
-	if all, err := unix.IoctlGetInt(fd, unix.SIOCINQ); err == nil {
-		n = max(n, all)
-	}
-	return n, nil
+	return n
 }
 
 // sinceReceived returns how long ago the peer has sent something, or was connected.

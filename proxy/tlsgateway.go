@@ -179,17 +179,17 @@ func (g *TLSGateway) admit(conn net.Conn) {
 
 // route serves a connection that is passed through or refused. It returns those whose TLS ends here.
 func (g *TLSGateway) route(c *connection) (here net.Conn) {
-	c.run(func() {
+	c.run(func() (rest func()) {
 		hello, err := readHello(c.client, g.opts.HelloTimeout)
 		if err != nil {
 			g.misunderstood(c, err)
-			return
+			return nil
 		}
 		c.target, err = g.router.RouteTLS(hello.serverName)
 		switch {
 		case err == nil:
 			c.early = hello.bytes
-			g.pass(c)
+			return g.pass(c)
 		case errdefs.IsFailedPrecondition(err) && g.config != nil:
 			here = tls.Server(&replayConn{TCPConn: c.client, conn: c.conn, early: hello.bytes}, g.config)
 			c.given = true
@@ -203,20 +203,21 @@ func (g *TLSGateway) route(c *connection) (here net.Conn) {
 			g.log.DebugContext(c.ctx, "connection refused", "server_name", hello.serverName, "error", err)
 			c.refuse(err)
 		}
+		return nil
 	})
 	return here
 }
 
 // pass brings a connection to its target as it is.
-func (g *TLSGateway) pass(c *connection) {
+func (g *TLSGateway) pass(c *connection) (rest func()) {
 	release, err := g.connections.Acquire(c.target.Webspace, c.source)
 	if err != nil {
 		c.refuse(err)
-		return
+		return nil
 	}
-	defer release()
+	c.release = release
 	ConnState(c.conn, http.StateActive)
-	c.carry()
+	return c.carry()
 }
 
 func (g *TLSGateway) misunderstood(c *connection, err error) {

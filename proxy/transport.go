@@ -26,17 +26,21 @@ type transport struct {
 	single *http.Transport
 }
 
-// newDialer returns what connects to endpoints. They are near: one that has not answered soon is not there.
-func newDialer() *net.Dialer {
+// dialTimeout is how long an endpoint has to answer. They are near: one that has not answered soon is not there.
+const dialTimeout = 500 * time.Millisecond
+
+// newDialer returns what connects to endpoints. Its probes of an idle connection end with abandonUnacknowledged, so that
+// their number says nothing.
+func newDialer(timeout time.Duration) *net.Dialer {
 	return &net.Dialer{
-		Timeout:         500 * time.Millisecond,
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 3},
+		Timeout:         timeout,
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: -1},
 		Control:         abandonUnacknowledged,
 	}
 }
 
 func newTransport(responseHeader time.Duration) transport {
-	dialer := newDialer()
+	dialer := newDialer(dialTimeout)
 	dial := func(ctx context.Context, _, host string) (net.Conn, error) {
 		address, err := parsePoolKey(host)
 		if err != nil {
