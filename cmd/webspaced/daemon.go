@@ -204,6 +204,7 @@ func (d *daemon) servers() ([]server, error) {
 // run serves until ctx ends, or until a listener breaks. Then it takes no more connections, answers the requests that
 // are under way, held ones among them, and returns. Webspaces and routes stay as they are.
 func (d *daemon) run(ctx context.Context) error {
+	told := ctx // to end; what it says as the cause differs between versions of Go
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	// Held requests need the Manager to the end.
@@ -228,7 +229,7 @@ func (d *daemon) run(ctx context.Context) error {
 	d.log.Info("serving", "api", d.apiPlace.String(), "gateway", d.gatewayPlace.String(), "version", version())
 
 	<-ctx.Done()
-	if errors.Is(context.Cause(ctx), context.Canceled) {
+	if told.Err() != nil {
 		d.yield(servers)
 	}
 	d.log.Info("shutting down", "at_most", d.shutdown)
@@ -247,8 +248,8 @@ func (d *daemon) run(ctx context.Context) error {
 	_ = d.manager.Close()
 	wg.Wait()
 	d.log.Info("ended; webspaces and routes stay as they are")
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
-		return err
+	if told.Err() == nil {
+		return context.Cause(ctx)
 	}
 	return nil
 }

@@ -192,7 +192,7 @@ func TestDemo(t *testing.T) {
 	require.Equal(t, http.StatusOK, code)
 	_, metrics := call("GET", "", strings.TrimSuffix(api, "/v1")+"/metrics", "")
 	require.Contains(t, metrics, "\nwebspaced_boot_duration_seconds_count{result=\"ready\"} 3\n")
-	require.Contains(t, metrics, "\nwebspaced_forwarder_connections_total 1\n")
+	require.Contains(t, metrics, "\nwebspaced_accepted_connections_total{front_end=\"forwarder\"} 1\n")
 	require.Contains(t, metrics, "\nwebspaced_webspaces{state=\"running\"} 2\n")
 	require.NotContains(t, metrics, "alice")
 
