@@ -54,10 +54,10 @@ type Activator interface {
 	Activate(ctx context.Context, t Target) (Endpoint, error)
 }
 
-// Runner is what an [Activator] is as well that knows which webspaces run. To wait for one of those boots nothing, and so
-// takes nothing from what the limits of [Holds] allow.
+// Runner is what an [Activator] is as well that knows for which webspaces a wait boots nothing. It takes nothing then from
+// how many the limits of [Holds] allow to be woken.
 type Runner interface {
-	// Runs reports whether a webspace runs, or has been told to. It never blocks.
+	// Runs reports whether a webspace runs, or has been told to, or would not be booted now. It never blocks.
 	Runs(webspace string) bool
 }
 

@@ -201,7 +201,12 @@ func (m *Manager) release(e *entry, at netip.AddrPort, err error) {
 // Runs implements [proxy.Runner].
 func (m *Manager) Runs(webspace string) bool {
 	e := m.index.find(webspace)
-	return e != nil && m.index.look(e).runs()
+	if e == nil {
+		return false
+	}
+	e.activation.mu.Lock()
+	defer e.activation.mu.Unlock()
+	return e.activation.backsOff() || m.index.look(e).runs()
 }
 
 // Activate implements [proxy.Activator]: it boots the webspace if need be and waits until the port takes connections.
@@ -224,6 +229,9 @@ func (m *Manager) Activate(ctx context.Context, t proxy.Target) (proxy.Endpoint,
 			if err == nil {
 				return struct{}{}, nil
 			}
+			if errors.Is(err, errAbandoned) {
+				return struct{}{}, err
+			}
 			m.log.Warn("activation failed", "webspace", t.Webspace, "port", t.Port, "error", err)
 			// What was read on the way may differ from what the route was made of, and the event may be lost.
 			m.dirty(t.Webspace)
@@ -236,7 +244,9 @@ func (m *Manager) Activate(ctx context.Context, t proxy.Target) (proxy.Endpoint,
 			}
 			m.tellFailure(t.Webspace, err)
 			return struct{}{}, err
-		}); err != nil {
+		}); errors.Is(err, errAbandoned) && ctx.Err() == nil {
+			continue // it ended just before this caller came
+		} else if err != nil {
 			return proxy.Endpoint{}, err
 		}
 	}
@@ -257,21 +267,25 @@ func (a *activation) wait() (done func()) {
 	}
 }
 
-// awaitServed gives those who wait for the webspace to boot a moment to get in, before it is stopped under their feet. A
-// member whose scripts start and stop all the time would else keep visitors waiting for ever.
-func (m *Manager) awaitServed(ctx context.Context, e *entry) error {
-	a := &e.activation
+// nobodyWaits returns a channel that is closed as soon as nobody waits.
+func (a *activation) nobodyWaits() <-chan struct{} {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	if a.waiting == 0 {
-		a.mu.Unlock()
-		return nil
+		closed := make(chan struct{})
+		close(closed)
+		return closed
 	}
 	if a.served == nil {
 		a.served = make(chan struct{})
 	}
-	served := a.served
-	a.mu.Unlock()
-	return m.awaitDrain(ctx, served)
+	return a.served
+}
+
+// awaitServed gives those who wait for the webspace to boot a moment to get in, before it is stopped under their feet. A
+// member whose scripts start and stop all the time would else keep visitors waiting for ever.
+func (m *Manager) awaitServed(ctx context.Context, e *entry) error {
+	return m.awaitDrain(ctx, e.activation.nobodyWaits())
 }
 
 // awaitDrain waits until done is closed, but no longer than a stop may be kept waiting.

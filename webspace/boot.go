@@ -17,6 +17,9 @@ import (
 // errGone says that an instance ended while it was waited for.
 var errGone = errors.New("the instance stopped while it started up")
 
+// errAbandoned says that nobody waits any more for a boot that has not begun.
+var errAbandoned = errors.New("nobody waits for it any more")
+
 // maxBootSlot is how long after its start an instance counts as booting for the limit of boots at a time.
 const maxBootSlot = 10 * time.Second
 
@@ -132,15 +135,17 @@ func (a *activation) failure(err error) error {
 // awaitBackoff waits until the next boot may be tried, or fails if that is not soon.
 func (a *activation) awaitBackoff(ctx context.Context) error {
 	a.mu.Lock()
-	wait, failures, lastErr := time.Until(a.retryAt), max(a.failures, a.short-freeLives), a.lastErr
+	wait, fails, lastErr := time.Until(a.retryAt), a.backsOff(), a.lastErr
 	a.mu.Unlock()
-	if wait <= 0 {
-		return nil
-	}
-	if failures > 2 {
+	if fails {
 		return a.failure(lastErr)
 	}
-	return sleep(ctx, wait)
+	return sleep(ctx, max(wait, 0))
+}
+
+// backsOff reports whether a boot would fail now without being tried. a.mu is held.
+func (a *activation) backsOff() bool {
+	return time.Until(a.retryAt) > 0 && max(a.failures, a.short-freeLives) > 2
 }
 
 // ensureRunning starts the instance unless it runs, and returns where it is reached. The boot slot that a start takes
@@ -171,9 +176,13 @@ func (m *Manager) ensureRunning(ctx context.Context, e *entry, port int, clock *
 		var again bool
 		at, booted, again, err = m.startLocked(ctx, e, port, slot != nil, clock)
 		unlock()
-		if !again {
-			return at, booted, done, err
+		if again {
+			continue
 		}
+		if !booted {
+			done() // somebody else has booted it meanwhile, and has a slot for that
+		}
+		return at, booted, done, err
 	}
 }
 
@@ -207,7 +216,12 @@ func (m *Manager) awaitSlot(ctx context.Context, e *entry) (release func(), err 
 	if err := e.activation.awaitBackoff(ctx); err != nil {
 		return nil, err
 	}
-	release, err = m.bootSlot(ctx, e.name)
+	// Of a boot that has not begun nothing is left once nobody waits for it any more. Else a crowd that comes and goes
+	// keeps those who stay waiting behind it.
+	release, err = m.bootSlot(ctx, e.name, e.activation.nobodyWaits())
+	if errors.Is(err, errAbandoned) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, &proxy.Failure{
 			Reason: "Too many webspaces are starting at the moment.", RetryAfter: 5 * time.Second,
@@ -217,12 +231,14 @@ func (m *Manager) awaitSlot(ctx context.Context, e *entry) (release func(), err 
 	return release, nil
 }
 
-// bootSlot waits for one of the slots of boots at a time.
-func (m *Manager) bootSlot(ctx context.Context, name string) (release func(), err error) {
+// bootSlot waits for one of the slots of boots at a time, until abandoned is closed.
+func (m *Manager) bootSlot(ctx context.Context, name string, abandoned <-chan struct{}) (release func(), err error) {
 	m.tell(name, NoticeQueued, queuedMessage)
 	select {
 	case m.boots <- struct{}{}:
 		return sync.OnceFunc(func() { <-m.boots }), nil
+	case <-abandoned:
+		return nil, errAbandoned
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -379,32 +395,42 @@ func (m *Manager) patience(e *entry, booted bool) time.Duration {
 }
 
 // dial is the default probe. While an instance brings its network up, packets to it vanish, and the kernel repeats a SYN
-// after a second at the earliest: by then it may long be ready. So further tries are made while the first is pending.
+// after a second at the earliest: by then it may long be ready. So further tries are made while the first is pending. Each
+// takes a descriptor, so that all but the first end with the third after them.
 func dial(ctx context.Context, at netip.AddrPort) error {
-	const limit, gap = 300 * time.Millisecond, 10 * time.Millisecond
+	const limit, gap, pending = 300 * time.Millisecond, 10 * time.Millisecond, 4
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	var wg sync.WaitGroup
 	defer func() { cancel(); wg.Wait() }()
-	results := make(chan error, limit/gap+1)
+	results := make(chan error)
 	dialer := net.Dialer{KeepAlive: -1}
-	try := func() {
+	try := func(ctx context.Context) {
 		wg.Go(func() {
 			conn, err := dialer.DialContext(ctx, "tcp", at.String())
 			if err == nil {
 				err = conn.Close()
+			} else if timeout, ok := errors.AsType[net.Error](err); ctx.Err() != nil || ok && timeout.Timeout() {
+				return // which is no answer
 			}
-			results <- err
+			select {
+			case results <- err:
+			case <-ctx.Done():
+			}
 		})
 	}
-	try()
+	try(ctx)
 	more := time.NewTicker(gap)
 	defer more.Stop()
 	for {
 		select {
 		case err := <-results:
 			return err // of the first that is answered: a refusal is an answer as well
+		case <-ctx.Done():
+			return ctx.Err()
 		case <-more.C:
-			try()
+			one, end := context.WithTimeout(ctx, (pending-1)*gap)
+			defer end()
+			try(one)
 		}
 	}
 }

@@ -219,7 +219,7 @@ func (m *Manager) Start(ctx context.Context, id identity.UserID) error {
 	if err := check(); err != nil {
 		return err
 	}
-	release, unlock, err := m.lockWithSlot(ctx, name, func() (func(), error) { return m.bootSlot(ctx, name) })
+	release, unlock, err := m.lockWithSlot(ctx, name, func() (func(), error) { return m.bootSlot(ctx, name, nil) })
 	if err != nil {
 		return err
 	}

@@ -76,7 +76,7 @@ func (m *Manager) bootEnded(ctx context.Context, c *bootClock, err error) {
 	switch {
 	case err == nil:
 		c.boot.Result = BootReady
-	case errors.Is(ctx.Err(), context.Canceled):
+	case errors.Is(err, errAbandoned), errors.Is(ctx.Err(), context.Canceled):
 		c.boot.Result = BootCanceled
 	case errors.Is(err, errGone), errdefs.IsNotFound(err):
 		c.boot.Result = BootGone

@@ -214,7 +214,7 @@ func (m *Manager) runSetup(ctx context.Context, name string, s setup) error {
 }
 
 func (m *Manager) bootForSetup(ctx context.Context, name string) error {
-	release, err := m.bootSlot(ctx, name)
+	release, err := m.bootSlot(ctx, name, nil)
 	if err != nil {
 		return err
 	}
