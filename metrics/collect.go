@@ -133,10 +133,11 @@ func (s sources) Collect(ch chan<- prometheus.Metric) {
 		counter(requests, stats.Requests)
 		gauge(active, stats.Active)
 		counter(refusals, stats.RefusedWebspace, "gateway_request", "webspace")
+		counter(refusals, stats.RefusedSource, "gateway_request", "source")
 		counter(refusals, stats.RefusedTotal, "gateway_request", "total")
 		counter(dialErrors, stats.DialErrors, "gateway")
 		counter(clientsGone, stats.ClientsGone, "gateway")
-		for _, status := range []int{400, 404, 405, 408, 502, 503, 504} { // the gateway has no others
+		for _, status := range proxy.FailureStatuses() {
 			counter(answers, stats.Failures[status], strconv.Itoa(status))
 		}
 	}

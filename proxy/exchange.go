@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/http/httptrace"
 	"sync"
 	"syscall"
@@ -27,6 +28,7 @@ type exchange struct {
 	gateway *Gateway
 	request *http.Request
 	target  Target
+	source  netip.Addr
 	ctx     context.Context // ends with the request, and when the exchange is aborted
 	cancel  context.CancelCauseFunc
 	body    requestBody
@@ -116,7 +118,7 @@ func (x *exchange) hold(r *http.Request) (*http.Response, error) {
 // try sends the request to an endpoint. After a dialError, and after ResourceExhausted because too many are active,
 // nothing has been sent and the endpoint is given back; in any other case it is kept until the exchange is over.
 func (x *exchange) try(r *http.Request, endpoint Endpoint) (*http.Response, error) {
-	if err := x.gateway.enter(x.target.Webspace); err != nil {
+	if err := x.gateway.enter(x.target.Webspace, x.source); err != nil {
 		endpoint.Release(nil)
 		return nil, err
 	}
@@ -149,7 +151,7 @@ func isDialError(err error) bool {
 func (x *exchange) leave(err error) {
 	if release := x.endpoint.Release; release != nil {
 		x.endpoint = Endpoint{}
-		x.gateway.leave(x.target.Webspace)
+		x.gateway.leave(x.target.Webspace, x.source)
 		release(err)
 	}
 }
@@ -161,7 +163,7 @@ func (x *exchange) acquire() error {
 		return nil
 	}
 	var err error
-	x.unhold, err = x.gateway.opts.Holds.hold(x.gateway.activator, x.target.Webspace, x.gateway.peers.source(x.request))
+	x.unhold, err = x.gateway.opts.Holds.hold(x.gateway.activator, x.target.Webspace, x.source)
 	return err
 }
 

@@ -41,6 +41,14 @@ var (
 	answerUnknown = answer{Status: http.StatusNotFound, Title: "There is no site here", Reason: "This address does not belong to any site. Is it spelled correctly?"}
 )
 
+// FailureStatuses are those in [GatewayStats].Failures: of the answers that a gateway itself gives.
+func FailureStatuses() []int {
+	return []int{
+		http.StatusBadRequest, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusRequestTimeout,
+		http.StatusMisdirectedRequest, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
+	}
+}
+
 // answerTo says what a client is told of an error: the class makes the status, and a [Failure] the words. Nothing else of
 // the error is shown.
 func answerTo(err error, t Target) answer {

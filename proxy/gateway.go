@@ -30,6 +30,10 @@ type GatewayOptions struct {
 	// MaxActivePerWebspace is how many may be at one webspace, so that one that accepts everything and answers nothing
 	// takes nothing from the others: a tenth of MaxActive, but from 32 to 1024.
 	MaxActivePerWebspace int
+	// MaxActivePerSource is how many one client may have there, so that one that sends its requests byte by byte keeps
+	// nobody out of a webspace: half of MaxActivePerWebspace. A client is an IPv4 address, or an IPv6
+	// network of 64 bits; trusted proxies, and who has no address, are none.
+	MaxActivePerSource int
 	// ResponseTimeout is how long a target may think before it answers: 300 seconds.
 	ResponseTimeout time.Duration
 	// IdleTimeout ends a request, a response or an upgraded connection on which nothing has moved in either
@@ -72,9 +76,10 @@ type Gateway struct {
 
 	mu      sync.Mutex
 	live    map[*exchange]struct{}
-	active  map[string]int // exchanges that have an endpoint, by webspace
-	quiet   chan struct{}  // closed when live becomes empty; nil when nobody waits for it
-	closing bool           // whoever comes now is told to come back
+	active  map[string]int       // exchanges that have an endpoint, by webspace
+	sources map[netip.Prefix]int // of those, by client
+	quiet   chan struct{}        // closed when live becomes empty; nil when nobody waits for it
+	closing bool                 // whoever comes now is told to come back
 	stats   GatewayStats
 }
 
@@ -90,7 +95,7 @@ type GatewayStats struct {
 
 	// How often there were too many at instances for one more, by the limit that it hit. A request that was held then
 	// tries again, the others are refused.
-	RefusedWebspace, RefusedTotal uint64
+	RefusedWebspace, RefusedSource, RefusedTotal uint64
 
 	// Failures counts the answers that the gateway itself gave, by status.
 	Failures map[int]uint64
@@ -99,7 +104,7 @@ type GatewayStats struct {
 
 // NewGateway returns a gateway to what router and activator know. nil options are the defaults.
 func NewGateway(router Router, activator Activator, opts *GatewayOptions) *Gateway {
-	g := &Gateway{router: router, activator: activator, live: map[*exchange]struct{}{}, active: map[string]int{}}
+	g := &Gateway{router: router, activator: activator, live: map[*exchange]struct{}{}, active: map[string]int{}, sources: map[netip.Prefix]int{}}
 	if opts != nil {
 		g.opts = *opts
 	}
@@ -121,6 +126,9 @@ func NewGateway(router Router, activator Activator, opts *GatewayOptions) *Gatew
 	}
 	if g.opts.MaxActivePerWebspace <= 0 {
 		g.opts.MaxActivePerWebspace = min(max(g.opts.MaxActive/10, 32), 1024)
+	}
+	if g.opts.MaxActivePerSource <= 0 {
+		g.opts.MaxActivePerSource = max(g.opts.MaxActivePerWebspace/2, 1)
 	}
 	g.peers = g.opts.TrustedProxies
 	g.stats.Failures = map[int]uint64{}
@@ -253,7 +261,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.fail(err)
 		return
 	}
-	x.target = target
+	x.target, x.source = target, g.peers.source(r)
 	// The copy keeps what x does to the request away from the server, which looks at the original's body at the end.
 	r = r.WithContext(ctx)
 	if !x.body.none {
@@ -311,7 +319,8 @@ func (g *Gateway) end(x *exchange) {
 }
 
 // enter counts a request that has an endpoint, until leave. It returns an error if there are too many.
-func (g *Gateway) enter(webspace string) error {
+func (g *Gateway) enter(webspace string, source netip.Addr) error {
+	network := sourceNetwork(source)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
@@ -321,17 +330,22 @@ func (g *Gateway) enter(webspace string) error {
 	case g.active[webspace] >= g.opts.MaxActivePerWebspace:
 		g.stats.RefusedWebspace++
 		return tooMany("Too many requests to this webspace are under way.", "webspace", g.opts.MaxActivePerWebspace)
+	case g.sources[network] >= g.opts.MaxActivePerSource && source.IsValid() && !g.peers.trust(source):
+		g.stats.RefusedSource++
+		return tooMany("Too many requests from your address are under way.", "source", g.opts.MaxActivePerSource)
 	}
 	g.stats.Active++
 	g.active[webspace]++
+	g.sources[network]++
 	return nil
 }
 
-func (g *Gateway) leave(webspace string) {
+func (g *Gateway) leave(webspace string, source netip.Addr) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.stats.Active--
 	decrement(g.active, webspace)
+	decrement(g.sources, sourceNetwork(source))
 }
 
 func (g *Gateway) wait(ctx context.Context) error {

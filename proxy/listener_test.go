@@ -217,6 +217,20 @@ func TestConnsHalfOpen(t *testing.T) {
 	require.Eventually(t, func() bool { return conns.Stats().Open <= 2 }, 30*time.Second, 20*time.Millisecond, "%+v", conns.Stats())
 }
 
+// One client with many slow requests keeps nobody else out of a webspace.
+func TestGatewayOneSource(t *testing.T) {
+	address := instance(t, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
+	h := serve(t, alice, running(address), &proxy.GatewayOptions{MaxActivePerWebspace: 20})
+	for range 20 {
+		_, err := io.WriteString(h.from(t, "127.0.3.1"), "POST / HTTP/1.1\r\nHost: alice.test\r\nContent-Length: 100000\r\n\r\nx")
+		require.NoError(t, err)
+	}
+	eventually(t, "half of them are refused", func() bool { s := h.Stats(); return s.Active == 10 && s.RefusedSource == 10 })
+	status, err := visit(h.from(t, "127.0.4.1"))
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, status)
+}
+
 // An instance that accepts everything and answers nothing takes nothing from the others.
 func TestGatewayActivePerWebspace(t *testing.T) {
 	release := make(chan struct{})
@@ -229,7 +243,7 @@ func TestGatewayActivePerWebspace(t *testing.T) {
 			}
 			return quick, true
 		},
-	}, &proxy.GatewayOptions{MaxActive: 3, MaxActivePerWebspace: 2})
+	}, &proxy.GatewayOptions{MaxActive: 3, MaxActivePerWebspace: 2, MaxActivePerSource: 3})
 	done := make(chan error, 3)
 	ask := func(host string) {
 		response, err := h.client.Get("http://" + host + "/")
@@ -280,7 +294,7 @@ func TestGatewayActiveAfterHold(t *testing.T) {
 	h := serve(t, alice, booting(instance(t, func(http.ResponseWriter, *http.Request) {
 		most.Store(max(most.Load(), now.Add(1))) // may miss one, but never be too many
 		now.Add(-1)
-	}), boot), &proxy.GatewayOptions{MaxActivePerWebspace: 2})
+	}), boot), &proxy.GatewayOptions{MaxActivePerWebspace: 2, MaxActivePerSource: 2})
 	statuses := make(chan int)
 	for range 20 {
 		go func() {
