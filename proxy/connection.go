@@ -17,6 +17,9 @@ import (
 	"github.com/containerd/errdefs"
 )
 
+// Connections are looked at each so often. A side that acknowledges nothing for so long is gone.
+const lookEach, vanishedAfter = 15 * time.Second, 30 * time.Second
+
 // alive is how long a connection that sends nothing has to live before a webspace is booted for it.
 const alive = 250 * time.Millisecond
 
@@ -30,6 +33,7 @@ type carrier struct {
 	proxyProtocol            bool // targets are told who the client is
 	log                      *slog.Logger
 	dialer                   *net.Dialer
+	pipes                    permits // of connections on which much is moved
 
 	ctx     context.Context // of all connections
 	cancel  context.CancelCauseFunc
@@ -88,9 +92,27 @@ func newCarrier(c *carrier, limits HoldLimits) *carrier {
 	limits.Wakes = -1
 	c.connections = NewHolds(&limits)
 	c.dialer = newDialer(0) // see deadline
+	c.pipes.left.Store(math.MaxInt32)
+	if limit := descriptorLimit(); limit > 0 {
+		c.pipes.left.Store(int32(limit / 32)) // two each: a sixteenth of all
+	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	return c
 }
+
+// permits are for something of which there is only so much.
+type permits struct{ left atomic.Int32 }
+
+// take returns false if there is none left.
+func (p *permits) take() bool {
+	if p.left.Add(-1) >= 0 {
+		return true
+	}
+	p.left.Add(1)
+	return false
+}
+
+func (p *permits) give() { p.left.Add(1) }
 
 // drain waits for all that runs. When ctx ends before, it is cut off for the given reason, and the error is ctx's.
 func (c *carrier) drain(ctx context.Context, reason error) error {
@@ -361,25 +383,29 @@ func (c *connection) splice(target *net.TCPConn) {
 	c.mu.Unlock()
 	// The kernel does not say when it moves something, but since when nothing has come.
 	limit := c.idleTimeout
-	var idle *time.Timer
-	idle = time.AfterFunc(math.MaxInt64, func() {
-		if left := limit - min(sinceReceived(c.client), sinceReceived(target)); left > 0 {
-			idle.Reset(left)
-		} else {
+	var look *time.Timer
+	look = time.AfterFunc(math.MaxInt64, func() {
+		left := limit - min(sinceReceived(c.client), sinceReceived(target))
+		switch {
+		case left <= 0:
 			c.cut(errIdle)
+		case vanished(target, vanishedAfter), vanished(c.client, vanishedAfter):
+			c.cut(errVanished)
+		default:
+			look.Reset(min(left, lookEach))
 		}
 	})
-	idle.Reset(limit)
-	defer idle.Stop()
+	look.Reset(min(limit, lookEach))
+	defer look.Stop()
 	var back sync.WaitGroup
-	back.Go(func() { pass(c.client, target, &c.clientShut, &c.targetShut, &c.sent) })
-	pass(target, c.client, &c.targetShut, &c.clientShut, &c.received)
+	back.Go(func() { pass(c.client, target, &c.clientShut, &c.targetShut, &c.sent, &c.pipes) })
+	pass(target, c.client, &c.targetShut, &c.clientShut, &c.received, &c.pipes)
 	back.Wait()
 }
 
 // pass moves what comes from one side to the other, and how it ends: with an end or with a reset.
-func pass(to, from *net.TCPConn, toShut, fromShut *atomic.Bool, moved *atomic.Uint64) {
-	err := move(to, from, moved)
+func pass(to, from *net.TCPConn, toShut, fromShut *atomic.Bool, moved *atomic.Uint64, pipes *permits) {
+	err := move(to, from, moved, pipes)
 	// Of the two who use a connection that is reset, the kernel tells only one; to the other it looks like an end. So it
 	// is asked. When both sides have ended properly, it is closed as well, and the order of the last two questions matters.
 	if (err != nil || !fromShut.Load()) && isClosed(from) && (err != nil || !fromShut.Load()) {

@@ -397,6 +397,7 @@ var (
 		Reason: "The server is restarting. Try again in a moment.", RetryAfter: time.Second,
 		Err: fmt.Errorf("the gateway shuts down: %w", errdefs.ErrUnavailable),
 	}
-	errIdle = fmt.Errorf("nothing moved for too long: %w", context.DeadlineExceeded)
-	errGone = errors.New("the client has left")
+	errIdle     = fmt.Errorf("nothing moved for too long: %w", context.DeadlineExceeded)
+	errVanished = fmt.Errorf("one side acknowledges nothing any more: %w", context.DeadlineExceeded)
+	errGone     = errors.New("the client has left")
 )

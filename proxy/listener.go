@@ -21,7 +21,8 @@ type ConnLimits struct {
 
 // MaxConns returns how many connections a gateway or a forwarder takes by default: 10,000, unless the process may have too
 // few file descriptors for that. A connection takes two of them, its own and the one to an instance, and those of both at
-// most three quarters of what there is. The rest is for everything else that the process does.
+// most three quarters of what there is. Pipes for what is moved take an eighth, and the rest is for everything else that the
+// process does.
 func MaxConns() int {
 	if limit := descriptorLimit(); limit > 0 {
 		return max(min(10_000, limit/16*3), 1)

@@ -38,7 +38,8 @@ var smallBuffers = sync.Pool{New: func() any { return new([small]byte) }}
 // splice(2) takes a pipe, and net.TCPConn keeps it for as long as it waits: four descriptors and two pipes for each
 // connection on which nothing happens. So it is only asked to move what has come already, and only much: a few bytes are
 // copied for less.
-func move(to, from *net.TCPConn, moved *atomic.Uint64) error {
+// Even so it keeps its pipe while the receiver takes nothing. Without a permit for one, much is copied as well.
+func move(to, from *net.TCPConn, moved *atomic.Uint64, pipes *permits) error {
 	raw, err := from.SyscallConn()
 	if err != nil {
 		return err
@@ -72,8 +73,9 @@ func move(to, from *net.TCPConn, moved *atomic.Uint64) error {
 			if err := raw.Control(look); err != nil {
 				return err
 			}
-			if much = came >= small; much {
+			if much = came >= small && pipes.take(); much {
 				n, err := to.ReadFrom(&io.LimitedReader{R: from, N: int64(came)})
+				pipes.give()
 				moved.Add(uint64(n))
 				if err != nil {
 					return err
@@ -107,6 +109,16 @@ func sinceReceived(conn *net.TCPConn) time.Duration {
 		return 0
 	}
 	return time.Duration(info.Last_data_recv) * time.Millisecond
+}
+
+// vanished tells whether a peer is gone without a word, as a container is that was killed with its network: it has
+// acknowledged nothing for that long, however often the kernel has asked. Else the kernel would go on for a quarter of an hour.
+//
+// TCP_USER_TIMEOUT is not for that. It also ends connections to peers that answer, but take nothing for so long
+// (tcp_probe_timer in net/ipv4/tcp_timer.c): a server that is busy, or a client that has paused its download.
+func vanished(conn *net.TCPConn, after time.Duration) bool {
+	info := tcpInfo(conn)
+	return info != nil && info.Retransmits+info.Probes >= 6 && time.Duration(info.Last_ack_recv)*time.Millisecond >= after
 }
 
 // isClosed tells whether a connection is over: reset, timed out, or ended by both sides.

@@ -14,10 +14,12 @@ func presenceOf(uintptr) presence { return quiet }
 
 func sinceReceived(*net.TCPConn) time.Duration { return 0 }
 
+func vanished(*net.TCPConn, time.Duration) bool { return false }
+
 func isClosed(*net.TCPConn) bool { return false }
 
 // move moves all that comes from one side to the other, until its end or an error, and counts it on the way.
-func move(to, from *net.TCPConn, moved *atomic.Uint64) error {
+func move(to, from *net.TCPConn, moved *atomic.Uint64, _ *permits) error {
 	for {
 		n, err := to.ReadFrom(&io.LimitedReader{R: from, N: counted})
 		moved.Add(uint64(n))

@@ -21,21 +21,6 @@ func hungUp(conn syscall.RawConn) bool {
 	return gone || err != nil // an error here means that the connection is closed on our side
 }
 
-// abandonUnacknowledged makes writes to a peer that has vanished without a word fail after 30 seconds. A container that
-// is killed with its network takes its sockets along, and the kernel would go on retransmitting for a quarter of an hour.
-//
-// It is for connections to instances alone. TCP_USER_TIMEOUT also cuts off a peer that answers and does not read for that
-// long (tcp_probe_timer in net/ipv4/tcp_timer.c), and clients do that: a paused download, for one.
-func abandonUnacknowledged(_, _ string, conn syscall.RawConn) error {
-	var err error
-	if e := conn.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 30_000)
-	}); e != nil {
-		return e
-	}
-	return err
-}
-
 // descriptorLimit returns how many file descriptors the process may have.
 func descriptorLimit() int {
 	var limit unix.Rlimit

@@ -8,6 +8,4 @@ import "syscall"
 // the hold ends.
 func hungUp(syscall.RawConn) bool { return false }
 
-func abandonUnacknowledged(_, _ string, _ syscall.RawConn) error { return nil }
-
 func descriptorLimit() int { return 0 } // unknown

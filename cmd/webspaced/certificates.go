@@ -92,7 +92,8 @@ func certify(opts *webspace.Options, c *config.Config, issuer tlsprovider.Issuer
 // tlsOptions are those of the TLS gateway. TLS ends there if the issuer has the certificates.
 func tlsOptions(c *config.Config, issuer tlsprovider.Issuer, d *daemon) *proxy.TLSGatewayOptions {
 	opts := &proxy.TLSGatewayOptions{
-		Holds: d.holds, HoldTimeout: c.Gateway.HoldTimeout, Limits: proxy.HoldLimits{Exempt: c.Gateway.TrustedProxies}, Logger: d.log,
+		Holds: d.holds, HoldTimeout: c.Gateway.HoldTimeout, Limits: tcpLimits(c), IdleTimeout: c.Gateway.TCPIdleTimeout,
+		Logger: d.log,
 	}
 	if holder, ok := issuer.(tlsprovider.Holder); ok {
 		opts.TLSConfig = &tls.Config{GetCertificate: holder.GetCertificate}

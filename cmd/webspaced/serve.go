@@ -209,10 +209,16 @@ func newHolds(c *config.Config) *proxy.Holds {
 	})
 }
 
+// tcpLimits bound the connections that are passed on as they are.
+func tcpLimits(c *config.Config) proxy.HoldLimits {
+	return proxy.HoldLimits{Source: c.Gateway.MaxTCPPerSource, Exempt: c.Gateway.TrustedProxies}
+}
+
 func forwarderOptions(c *config.Config, holds *proxy.Holds, replaces bool, log *slog.Logger) *proxy.ForwarderOptions {
 	opts := &proxy.ForwarderOptions{
 		Holds: holds, HoldTimeout: c.Gateway.HoldTimeout, Shared: true, Replaces: replaces,
-		TrustedProxies: c.Gateway.ProxyProtocolFrom, ProxyProtocol: c.Webspaces.Ports.ProxyProtocol, Logger: log,
+		TrustedProxies: c.Gateway.ProxyProtocolFrom, ProxyProtocol: c.Webspaces.Ports.ProxyProtocol,
+		Limits: tcpLimits(c), IdleTimeout: c.Gateway.TCPIdleTimeout, Logger: log,
 	}
 	if c.Runtime == "local" {
 		opts.ListenAddress = loopback // nothing isolates its instances from this host

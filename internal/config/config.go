@@ -181,6 +181,8 @@ type Gateway struct {
 	MaxHeldPerSource   int            `yaml:"max_held_per_source" default:"64" min:"1" doc:"How many requests of one client address may wait."`
 	MaxHeld            int            `yaml:"max_held" default:"10000" min:"1" doc:"How many requests may wait in total."`
 	MaxWakes           int            `yaml:"max_wakes" default:"20" min:"1" doc:"How many webspaces visitors from one network may boot in a row. After that it is one in ten seconds."`
+	MaxTCPPerSource    int            `yaml:"max_tcp_per_source" default:"64" min:"1" doc:"How many connections to forwarded ports one client address may have, and how many of TLS that is passed through."`
+	TCPIdleTimeout     time.Duration  `yaml:"tcp_idle_timeout" default:"1h" min:"1s" doc:"How long nothing may come on such a connection before it is closed."`
 	TrustedProxies     []netip.Prefix `yaml:"trusted_proxies" example:"[127.0.0.1, 198.18.0.0/24]" doc:"Addresses and networks whose X-Forwarded-* headers are believed. Name the proxy in front here: any other address gets at most 256 connections."`
 }
 
