@@ -71,8 +71,9 @@ func bind(fd int, network, address string) error {
 }
 
 // yield has the second of the sockets that share an address chosen for all connections. The first, by the order in which
-// they were opened, is that of the process that was there before; when it is closed, the second becomes the first. Where
-// there is no second one, the kernel chooses as it did before (net/core/sock_reuseport.c, run_bpf_filter).
+// they were opened, is that of the process that was there before. Where there is no second one, the kernel chooses as it did
+// before (net/core/sock_reuseport.c, run_bpf_filter). The choice stays when the first is closed: whoever opens the address
+// next then has all connections at once. With three sockets it may be the wrong one, so there must be one successor at a time.
 func yield(conn syscall.RawConn) error {
 	program := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 1}}
 	var err error

@@ -26,7 +26,7 @@ func cluster(c *config.Config) (*rest.Config, string, error) {
 	if k.Namespace != "" {
 		namespace = k.Namespace
 	}
-	api.QPS, api.Burst = 50, 100
+	api.QPS, api.Burst = 200, 400
 	return api, namespace, nil
 }
 

@@ -159,7 +159,7 @@ func TestUnchangedIsNotWritten(t *testing.T) {
 
 // BenchmarkSync writes 1,000 routes to an empty namespace, and compares them with what is wanted.
 func BenchmarkSync(b *testing.B) {
-	for _, qps := range []float32{50, 1000} {
+	for _, qps := range []float32{200, 1000} {
 		b.Run(fmt.Sprintf("QPS=%v", qps), func(b *testing.B) {
 			for b.Loop() {
 				w := newWorld(b)

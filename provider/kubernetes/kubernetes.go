@@ -58,7 +58,8 @@ type Options struct {
 	// Endpoints are written besides EndpointSlices. Traefik 2 reads those, Traefik 3 these.
 	Endpoints bool
 	// QPS and Burst bound the requests to the API server: so many a second, and so many at once before that counts. A new
-	// route takes about four. Zero: what the config given to New says; if that says nothing, 50 and 100.
+	// route takes about four. Zero: what the config given to New says; if that says nothing, 200 and 400, with which a
+	// thousand webspaces are there in half a minute.
 	QPS   float32
 	Burst int
 	// Timeout of one request to the API server. Zero: 10 s.
@@ -107,8 +108,8 @@ func New(config *rest.Config, namespace string, opts *Options) (*Provider, error
 		return nil, err
 	}
 	config = rest.CopyConfig(config)
-	config.QPS = first(opts.QPS, config.QPS, 50)
-	config.Burst = first(opts.Burst, config.Burst, 100)
+	config.QPS = first(opts.QPS, config.QPS, 200)
+	config.Burst = first(opts.Burst, config.Burst, 400)
 	config.WarningHandler = rest.NoWarnings{} // of Endpoints being deprecated, with each request
 	client, err := dynamic.NewForConfig(config)
 	if err != nil {
