@@ -79,7 +79,7 @@ func harness(dir string, opts file.Options, certificates ...providertest.Certifi
 	damage := map[string]func(string, string) error{
 		"backend edited":  replace("198.18.0.1", "198.18.0.66"),
 		"host edited":     replace("a.example.org", "z.example.org"),
-		"priority edited": replace("priority: 100", "priority: 1000"),
+		"priority edited": replace("priority: 50", "priority: 1000"),
 		"appended":        rewrite(func(b []byte) []byte { return append(b, "udp: {}\n"...) }),
 		"torn":            rewrite(func(b []byte) []byte { return b[:len(b)/2] }),
 		"torn mark":       rewrite(func(b []byte) []byte { return b[:10] }),
@@ -238,13 +238,13 @@ func TestContent(t *testing.T) {
 		"        - web\n"+
 		"      service: webspaced.ws-u1\n"+
 		"      rule: Host(`alice.example.org`)\n"+
-		"      priority: 100\n"+
+		"      priority: 50\n"+
 		"    webspaced.ws-u1.https.alice.example.org:\n"+
 		"      entryPoints:\n"+
 		"        - websecure\n"+
 		"      service: webspaced.ws-u1\n"+
 		"      rule: Host(`alice.example.org`)\n"+
-		"      priority: 100\n"+
+		"      priority: 50\n"+
 		"      tls:\n"+
 		"        certResolver: le\n"+
 		"  services:\n"+
@@ -263,7 +263,7 @@ func TestContent(t *testing.T) {
 		"        - websecure\n"+
 		"      service: webspaced.ws-u2\n"+
 		"      rule: HostSNI(`bob.example.org`)\n"+
-		"      priority: 100\n"+
+		"      priority: 50\n"+
 		"      tls:\n"+
 		"        passthrough: true\n"+
 		"  services:\n"+

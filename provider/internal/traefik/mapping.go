@@ -18,8 +18,9 @@ import (
 
 // Priority of every router. Traefik's default is the length of the rule: the longer of two rules would win, and with
 // it whoever finds a longer way to say somebody else's name. It is above what catch-all rules get by default, so that
-// these do not hide webspaces.
-const Priority = 100
+// these do not hide webspaces, and below the routers with which cert-manager answers challenges (HTTP-01), so that it can
+// get certificates for hosts that are routed already.
+const Priority = 50
 
 // Mapping is how one deployment says its routes. Nothing in it comes from users.
 type Mapping struct {

@@ -363,3 +363,10 @@ func TestRulesAreBuiltInOnePlace(t *testing.T) {
 	})
 	require.NoError(t, err)
 }
+
+// What Traefik makes of cert-manager's Ingress for a challenge has its length as priority.
+func TestPriorityIsBelowChallenges(t *testing.T) {
+	token := strings.Repeat("x", 43) // RFC 8555 wants 128 bits at least; this is what authorities send
+	require.Less(t, traefik.Priority, len("Host(`t.co`) && Path(`/.well-known/acme-challenge/"+token+"`)"))
+	require.Greater(t, traefik.Priority, len("HostRegexp(`^.+\\.example\\.org$`)"))
+}
