@@ -258,7 +258,7 @@ func TestContent(t *testing.T) {
 		"traefik/tcp/routers/webspaced.ws-u2.tls.bob.example.org/entryPoints":           "websecure",
 		"traefik/tcp/routers/webspaced.ws-u2.tls.bob.example.org/service":               "webspaced.ws-u2",
 		"traefik/tcp/routers/webspaced.ws-u2.tls.bob.example.org/rule":                  "HostSNI(`bob.example.org`)",
-		"traefik/tcp/routers/webspaced.ws-u2.tls.bob.example.org/priority":              "100",
+		"traefik/tcp/routers/webspaced.ws-u2.tls.bob.example.org/priority":              "50",
 		"traefik/tcp/routers/webspaced.ws-u2.tls.bob.example.org/tls/passthrough":       "true",
 		"traefik/tcp/services/webspaced.ws-u2/loadBalancer/servers/0/address":           "[2001:db8::2]:443",
 	}, have)
