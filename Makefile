@@ -1,4 +1,4 @@
-.PHONY: help run build test bench lint generate fuzz vulncheck
+.PHONY: help run build test bench soak lint generate fuzz vulncheck
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,10 @@ test: ## run all checks and tests; as root on Debian, first install what they ne
 bench: ## measure boots, herds and synchronisation; as root on Debian with a real LXD
 	if [ "$$(id -u)" = 0 ] && grep -qs '^ID=debian$$' /etc/os-release; then test/install; fi
 	go test -run='^$$' -bench=. -benchtime=$(or $(BENCHTIME),1s) -timeout=30m ./...
+
+soak: ## do everything at once for SOAK (30m) on a real LXD, and see that nothing is left; as root on Debian
+	if [ "$$(id -u)" = 0 ] && grep -qs '^ID=debian$$' /etc/os-release; then test/install; fi
+	SOAK=$(or $(SOAK),30m) go test -race -count=1 -v -timeout=5h -run='^TestSoak$$' ./test/integration
 
 lint: ## check formatting, vet, staticcheck, go.mod and generated code
 	test/lint
