@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -61,10 +62,14 @@ type tower struct {
 }
 
 func tlsGateway(t testing.TB, activator *fakeActivator, opts *proxy.TLSGatewayOptions) *tower {
+	return boundedTLSGateway(t, activator, opts, &proxy.ConnLimits{Source: 1000})
+}
+
+func boundedTLSGateway(t testing.TB, activator *fakeActivator, opts *proxy.TLSGatewayOptions, limits *proxy.ConnLimits) *tower {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	h := &tower{proxy.NewTLSGateway(tlsHosts{}, activator, opts), activator,
-		proxy.NewConns(&proxy.ConnLimits{Source: 1000}), l.Addr().(*net.TCPAddr).Port}
+		proxy.NewConns(limits), l.Addr().(*net.TCPAddr).Port}
 	served := make(chan error, 1)
 	go func() { served <- h.Serve(h.conns.Listen(l)) }()
 	t.Cleanup(func() {
@@ -250,6 +255,34 @@ func TestTLSGatewaySlowHello(t *testing.T) {
 	wasReset(t, slow)
 	eventually(t, "counted", func() bool { return h.Stats().Hellos["slow"] == 2 && h.conns.Stats().Open == 0 })
 	require.Zero(t, h.activator.activations.Load())
+}
+
+// Thousands of connections with half a ClientHello take no more descriptors than they may, keep nobody else out, and end.
+// FLOOD says how many, if not 2000.
+func TestTLSGatewayHalfOpen(t *testing.T) {
+	const total, sources = 500, 40
+	flood := 2000
+	if n, err := strconv.Atoi(os.Getenv("FLOOD")); err == nil {
+		flood = n
+	}
+	h := boundedTLSGateway(t, running(secure(t)), nil, &proxy.ConnLimits{Total: total, Source: 25})
+	hello := records(clientHello(t, &tls.Config{ServerName: "alice.test"}), 1<<14)
+	var most int
+	for i := range flood {
+		conn, err := tryFrom(netip.AddrFrom4([4]byte{127, 0, 9, byte(1 + i%sources)}), h.port)
+		require.NoError(t, err)
+		defer conn.Close()
+		_, _ = conn.Write(hello[:len(hello)/2])
+		most = max(most, h.conns.Stats().Open)
+	}
+	require.LessOrEqual(t, most, total)
+	require.NotZero(t, h.conns.Stats().Evicted)
+	began := time.Now()
+	good := h.client(t, "alice.test")
+	says(t, good, "hello")
+	t.Logf("a good client is served in %v", time.Since(began))
+	require.NoError(t, good.NetConn().Close())
+	eventually(t, "all are gone", func() bool { return h.conns.Stats().Open == 0 })
 }
 
 func TestTLSGatewayClientLeavesWhileHeld(t *testing.T) {

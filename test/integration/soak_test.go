@@ -65,6 +65,7 @@ type soak struct {
 	alice  string // her instance
 	port   int    // that she has forwarded to her echo server
 	ends   atomic.Int64
+	killed atomic.Int64 // when her instance was last ended behind the daemon's back, in nanoseconds
 
 	mu     sync.Mutex
 	counts map[string]int // of what was done
@@ -128,13 +129,18 @@ func (s *soak) run(duration time.Duration) {
 			for ctx.Err() == nil {
 				// What has begun is ended, whatever the time.
 				one, done := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+				began := time.Now()
 				err := act(one)
 				done()
-				if err != nil {
-					s.Errorf("%s %s: %v", time.Now().Format("15:04:05.000"), name, err)
-				}
 				s.mu.Lock()
 				s.counts[name]++
+				switch {
+				case err == nil:
+				case s.killed.Load() > began.Add(-5*time.Second).UnixNano():
+					s.counts["cut off with the instance"]++ // what was under way there
+				default:
+					s.Errorf("%s %s: %v", time.Now().Format("15:04:05.000"), name, err)
+				}
 				s.mu.Unlock()
 				pause(ctx, rand.N(500*time.Millisecond))
 			}
@@ -227,10 +233,14 @@ func (s *soak) end(ctx context.Context) (err error) {
 		_, err = s.call(ctx, "alice", "DELETE", "/webspace/self/state", "")
 	case n%4 == 3:
 		_, err = s.call(ctx, "alice", "PUT", "/webspace/self/state", "")
-	case n%8 == 2:
-		_ = s.engine.Command("stop", "--force", s.alice).Run() // it may be stopped already
 	default:
-		_ = s.engine.Command("exec", s.alice, "--", "poweroff").Run()
+		end := []string{"stop", "--force", s.alice}
+		if n%8 == 4 {
+			end = []string{"exec", s.alice, "--", "poweroff"}
+		}
+		s.killed.Store(time.Now().UnixNano())
+		_ = s.engine.Command(end...).Run() // it may have stopped already
+		s.killed.Store(time.Now().UnixNano())
 	}
 	return err
 }
