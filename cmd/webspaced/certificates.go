@@ -18,8 +18,9 @@ import (
 	"github.com/netsoc/webspaced/webspace"
 )
 
-// newIssuer returns what obtains certificates, nil if nothing does, and what ends it.
-func newIssuer(ctx context.Context, c *config.Config, log *slog.Logger) (tlsprovider.Issuer, func() error, error) {
+// newIssuer returns what obtains certificates, nil if nothing does, and what ends it. replaces says that there is another
+// daemon, which this one is to replace.
+func newIssuer(ctx context.Context, c *config.Config, replaces bool, log *slog.Logger) (tlsprovider.Issuer, func() error, error) {
 	t, nothing := c.TLS, func() error { return nil }
 	switch t.Provider {
 	case "none":
@@ -41,7 +42,7 @@ func newIssuer(ctx context.Context, c *config.Config, log *slog.Logger) (tlsprov
 		}
 		return issuer, issuer.Close, nil
 	case "acme":
-		issuer, err := newACME(ctx, c, log)
+		issuer, err := newACME(ctx, c, replaces, log)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -50,10 +51,10 @@ func newIssuer(ctx context.Context, c *config.Config, log *slog.Logger) (tlsprov
 	return nil, nil, fmt.Errorf("there is no provider %q", t.Provider)
 }
 
-// newACME waits for the daemon that this one replaces to leave its directory.
-func newACME(ctx context.Context, c *config.Config, log *slog.Logger) (*acme.Issuer, error) {
+// newACME waits for a daemon that is just ending to leave its directory; one that this one replaces ends later.
+func newACME(ctx context.Context, c *config.Config, replaces bool, log *slog.Logger) (*acme.Issuer, error) {
 	a := c.TLS.ACME
-	opts := &acme.Options{Directory: a.DirectoryURL.String(), Email: a.Email, CAFile: a.CAFile, Logger: log}
+	opts := &acme.Options{Directory: a.DirectoryURL.String(), Email: a.Email, CAFile: a.CAFile, Standby: replaces, Logger: log}
 	if c.Traefik.Provider == "none" {
 		// The TLS gateway answers these by itself. They need port 443 alone, and the others 80.
 		opts.Challenges = []acme.Challenge{acme.HTTP01, acme.TLSALPN01}

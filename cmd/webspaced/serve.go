@@ -81,7 +81,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		return fmt.Errorf("traefik: %w", err)
 	}
 	defer func() { err = errors.Join(err, closeRoutes()) }()
-	issuer, closeIssuer, err := newIssuer(ctx, c, log)
+	issuer, closeIssuer, err := newIssuer(ctx, c, d.gatewayPlace.shared, log)
 	if err != nil {
 		return fmt.Errorf("tls: %w", err)
 	}

@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"slices"
 	"sync"
@@ -70,6 +71,10 @@ type Options struct {
 	OwnerOrders int
 	// AccountOrders bounds what is ordered of the authority in 3 hours [250].
 	AccountOrders int
+
+	// Standby has New succeed while another Issuer works on the directory: that of a process which this one replaces. The
+	// certificates there are served meanwhile, and nothing can be changed. Once the other one is closed, this one takes over.
+	Standby bool
 
 	// Logger [slog.Default].
 	Logger *slog.Logger
@@ -138,7 +143,7 @@ type host struct {
 }
 
 // New returns an Issuer on a directory, which is made if it is not there, for its user alone. Only one Issuer at a time works
-// on a directory; a deployment has its own. The authority need not be reachable. Errors: InvalidArgument for options,
+// on a directory, see [Options.Standby]; a deployment has its own. The authority need not be reachable. Errors: InvalidArgument for options,
 // Unavailable and PermissionDenied for the directory.
 func New(dir string, opts *Options) (*Issuer, error) {
 	if opts == nil {
@@ -146,7 +151,7 @@ func New(dir string, opts *Options) (*Issuer, error) {
 	}
 	o := opts.withDefaults()
 	answers := newAnswers()
-	store, err := openStore(dir, o.Logger)
+	store, err := openStore(dir, o)
 	if err != nil {
 		return nil, err
 	}
@@ -164,16 +169,64 @@ func start(o Options, store *store, authority authority, answers *answers) (*Iss
 		hosts: map[provider.Host]*host{}, watchers: map[*func(provider.Host)]bool{},
 		wake: make(chan struct{}, 1), ctx: ctx, cancel: cancel, closed: sync.OnceValue(store.close),
 	}
-	records, err := store.load()
-	if err != nil {
+	if err := i.load(); err != nil {
 		cancel()
 		return nil, errors.Join(err, store.close())
 	}
+	standby := store.lock == nil
+	i.tasks.Go(func() {
+		if !standby || i.takeOver() {
+			i.run()
+		}
+	})
+	return i, nil
+}
+
+// load reads what is on disk.
+func (i *Issuer) load() error {
+	records, err := i.store.load()
+	if err != nil {
+		return err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	clear(i.hosts)
 	for _, r := range records {
 		i.hosts[r.host] = &host{record: r, served: r.pair()}
 	}
-	i.tasks.Go(i.run)
-	return i, nil
+	return nil
+}
+
+// takeOver waits until nobody else works on the directory, and takes in what was done there. It returns false if the issuer
+// was closed before.
+func (i *Issuer) takeOver() bool {
+	try := func() error {
+		i.disk.Lock()
+		defer i.disk.Unlock()
+		if i.store.lock == nil {
+			if err := i.store.acquire(); err != nil {
+				return err
+			}
+		}
+		return i.load()
+	}
+	for err := try(); err != nil; err = try() {
+		if !errors.Is(err, errInUse) {
+			i.opts.Logger.Warn("can not take over the directory of certificates", "error", err)
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-i.ctx.Done():
+			return false
+		}
+	}
+	i.mu.Lock()
+	names := slices.Collect(maps.Keys(i.hosts))
+	i.mu.Unlock()
+	for _, name := range names {
+		i.tell(name)
+	}
+	return true
 }
 
 // Close ends what is under way, and waits for it. What was ordered stands.
@@ -301,6 +354,9 @@ func (i *Issuer) update(name provider.Host, change func(*record)) error {
 	defer i.disk.Unlock()
 	if err := i.ctx.Err(); err != nil {
 		return fmt.Errorf("the issuer is closed: %w", errdefs.ErrUnavailable)
+	}
+	if i.store.lock == nil {
+		return errInUse
 	}
 	i.mu.Lock()
 	r := record{host: name, Host: name.String()}

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
 	"github.com/netsoc/webspaced/internal/testbed"
@@ -451,6 +452,35 @@ func TestOneAtATime(t *testing.T) {
 	w.issuer(t, dir, acme.Options{})
 	_, err := w.open(dir, acme.Options{})
 	require.ErrorContains(t, err, "in use")
+}
+
+// A successor serves what there is while its predecessor works on the directory, and takes over when that is closed.
+func TestStandby(t *testing.T) {
+	w := newWorld(t, 24*time.Hour)
+	dir := t.TempDir()
+	first, err := w.open(dir, acme.Options{})
+	require.NoError(t, err)
+	before := until(t, first, "a.example.org", issued)
+	second := w.issuer(t, dir, acme.Options{Standby: true})
+	require.Equal(t, before, order(t, second, "a.example.org", "ws-u1"))
+	hello := &tls.ClientHelloInfo{ServerName: "a.example.org"}
+	_, err = second.GetCertificate(hello)
+	require.NoError(t, err)
+	_, err = second.Order(t.Context(), tlsprovider.Order{Host: host(t, "b.example.org"), Owner: "ws-u1"})
+	require.True(t, errdefs.IsUnavailable(err), "%v", err)
+	require.True(t, errdefs.IsUnavailable(second.Cancel(t.Context(), host(t, "a.example.org"))))
+	third, err := w.open(dir, acme.Options{Standby: true})
+	require.NoError(t, err)
+	require.NoError(t, third.Close(), "it may be closed before it has taken over")
+
+	until(t, first, "b.example.org", issued) // of which the second has not heard
+	require.NoError(t, first.Close())
+	hello.ServerName = "b.example.org"
+	require.Eventually(t, func() bool {
+		_, err := second.GetCertificate(hello)
+		return err == nil
+	}, 20*time.Second, 20*time.Millisecond)
+	until(t, second, "c.example.org", issued)
 }
 
 func roots(t *testing.T, file string) *x509.CertPool {

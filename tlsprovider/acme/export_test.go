@@ -55,7 +55,7 @@ func (Authority) advice(context.Context, *x509.Certificate) (time.Time, error) {
 // NewWith is New with another authority.
 func NewWith(dir string, o Options, a Authority) (*Issuer, error) {
 	o = o.withDefaults()
-	store, err := openStore(dir, o.Logger)
+	store, err := openStore(dir, o)
 	if err != nil {
 		return nil, err
 	}

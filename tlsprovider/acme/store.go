@@ -105,11 +105,12 @@ func (h *host) status() tlsprovider.Status {
 // store is a directory of records.
 type store struct {
 	dir  string
-	lock *os.File
+	lock *os.File // nil as long as somebody else may write
 	log  *slog.Logger
 }
 
-func openStore(dir string, log *slog.Logger) (*store, error) {
+// openStore makes the directory if need be, and locks it. On standby, another one may have it.
+func openStore(dir string, o Options) (*store, error) {
 	for _, d := range []string{dir, filepath.Join(dir, "hosts")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, classed(err)
@@ -118,17 +119,34 @@ func openStore(dir string, log *slog.Logger) (*store, error) {
 			return nil, classed(err)
 		}
 	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, classed(err)
+	s := &store{dir: dir, log: o.Logger}
+	if err := s.acquire(); err != nil && !(o.Standby && errors.Is(err, errInUse)) {
+		return nil, err
 	}
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: %s is in use: %w", errdefs.ErrUnavailable, dir, err), lock.Close())
-	}
-	return &store{dir: dir, lock: lock, log: log}, nil
+	return s, nil
 }
 
-func (s *store) close() error { return s.lock.Close() }
+// acquire locks the store. The error is errInUse if somebody else has.
+func (s *store) acquire() error {
+	lock, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return classed(err)
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return errors.Join(fmt.Errorf("%s: %w: %w", s.dir, errInUse, err), lock.Close())
+	}
+	s.lock = lock
+	return nil
+}
+
+var errInUse = fmt.Errorf("the directory is in use: %w", errdefs.ErrUnavailable)
+
+func (s *store) close() error {
+	if s.lock == nil {
+		return nil
+	}
+	return s.lock.Close()
+}
 
 // file of a host. Names that are too long for one with its ending are hashed, and have no dot, as every host has.
 func (s *store) file(name provider.Host) string {
@@ -150,7 +168,9 @@ func (s *store) load() ([]record, error) {
 	for _, entry := range entries {
 		path := filepath.Join(s.dir, "hosts", entry.Name())
 		if strings.HasPrefix(entry.Name(), tmpPrefix) {
-			_ = os.Remove(path) // what a write that was interrupted has left
+			if s.lock != nil {
+				_ = os.Remove(path) // what a write that was interrupted has left
+			}
 			continue
 		}
 		if !strings.HasSuffix(entry.Name(), ".json") {
