@@ -301,13 +301,18 @@ func (c *connection) dial(endpoint Endpoint) (*net.TCPConn, error) {
 	return conn.(*net.TCPConn), nil
 }
 
-// deadline is a context that can not be cancelled. With others, package net takes longer to watch them than to connect.
+// deadline is a context that can not be cancelled. Package net takes longer to watch others than to connect. Without Done
+// it would not look at the deadline.
 type deadline struct {
 	context.Context
 	at time.Time
 }
 
-func (d deadline) Deadline() (time.Time, bool) { return d.at, true }
+var never = make(chan struct{})
+
+func (d deadline) Deadline() (time.Time, bool)         { return d.at, true }
+func (d deadline) Done() <-chan struct{}               { return never }
+func (d deadline) AfterFunc(func()) (stop func() bool) { return func() bool { return true } }
 
 // begin writes what stands before all that is still to come from the client. A connection that does not take it is closed.
 func (c *connection) begin(target net.Conn) error {

@@ -84,6 +84,36 @@ func TestForwarderSocketOptions(t *testing.T) {
 	require.GreaterOrEqual(t, kept, 2, "the client's and the target's, and whatever the test has")
 }
 
+// A target of which nothing comes back, as of an instance that has just gone, is dialled again and again, not waited for.
+func TestForwarderDialEnds(t *testing.T) {
+	// A listener whose queue is full drops SYNs.
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	require.NoError(t, unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	require.NoError(t, unix.Listen(fd, 0))
+	name, err := unix.Getsockname(fd)
+	require.NoError(t, err)
+	address := netip.AddrPortFrom(loopback, uint16(name.(*unix.SockaddrInet4).Port))
+	for {
+		conn, err := net.DialTimeout("tcp", address.String(), 200*time.Millisecond)
+		if err != nil {
+			break
+		}
+		defer conn.Close()
+	}
+	h := forwarder(t, &fakeActivator{activate: func(context.Context, proxy.Target) (netip.AddrPort, error) {
+		return address, nil
+	}}, &proxy.ForwarderOptions{HoldTimeout: 2 * time.Second})
+	conn := dialPort(t, h.open(t, db))
+	_, err = conn.Write([]byte("x"))
+	require.NoError(t, err)
+	began := time.Now()
+	wasReset(t, conn)
+	require.Less(t, time.Since(began), 10*time.Second)
+	require.GreaterOrEqual(t, h.Stats().DialErrors, uint64(2))
+}
+
 // A target that reads nothing for longer than one that acknowledges nothing may loses nothing by it.
 func TestForwarderSlowTarget(t *testing.T) {
 	t.Parallel()
