@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -15,32 +14,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/miekg/dns"
 	"github.com/stretchr/testify/require"
 
 	"github.com/netsoc/webspaced/internal/testbed"
+	"github.com/netsoc/webspaced/internal/traefiktest"
 )
-
-// proofs serves TXT records on the loopback.
-func proofs(t *testing.T, records map[string]string) (address string) {
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
-	require.NoError(t, err)
-	server := &dns.Server{PacketConn: conn, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
-		reply := new(dns.Msg)
-		reply.SetReply(r)
-		reply.Authoritative = true
-		name := strings.ToLower(r.Question[0].Name)
-		if text, ok := records[name]; ok && r.Question[0].Qtype == dns.TypeTXT {
-			reply.Answer = []dns.RR{&dns.TXT{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeTXT, Class: dns.ClassINET}, Txt: []string{text}}}
-		} else if !ok {
-			reply.Rcode = dns.RcodeNameError
-		}
-		_ = w.WriteMsg(reply)
-	})}
-	go func() { _ = server.ActivateAndServe() }()
-	t.Cleanup(func() { _ = server.Shutdown() })
-	return conn.LocalAddr().String()
-}
 
 // server is a daemon on the local runtime, with alice (1000) in ws.example.org.
 type server struct {
@@ -97,29 +75,12 @@ func (s *server) call(method, path, body string) (int, string) {
 // Traefik reads from each store what the daemon writes there: visitors of a stopped webspace get in, and none does after it
 // is deleted.
 func TestServeBehindTraefik(t *testing.T) {
-	for name, store := range map[string]func(t *testing.T) (config, flag string){
-		"redis": func(t *testing.T) (string, string) {
-			redis := testbed.Redis(t)
-			return fmt.Sprintf("redis: {addr: %q}", redis.Address), "--providers.redis.endpoints=" + redis.Address
-		},
-		"file": func(t *testing.T) (string, string) {
-			dir := t.TempDir()
-			return fmt.Sprintf("file: {directory: %q}", dir), "--providers.file.directory=" + dir
-		},
-		"http": func(t *testing.T) (string, string) {
-			address := testbed.Addresses(t, 1)[0]
-			return fmt.Sprintf("http: {listen_address: %q}", address), "--providers.http.endpoint=http://" + address + "/"
-		},
-	} {
+	for _, name := range []string{"file", "redis", "http"} {
 		t.Run(name, func(t *testing.T) {
-			config, flag := store(t)
+			config, flags := traefiktest.Between(t, name)
 			gateway := testbed.Addresses(t, 1)[0]
 			s := startServer(t, "127.0.0.1:1", fmt.Sprintf("gateway: {http_listen_address: %[1]q, trusted_proxies: [127.0.0.1]}\n"+
 				"traefik: {provider: %[2]s, webspaced_url: 'http://%[1]s', settle: 0s, %[3]s}\n", gateway, name, config))
-			flags := []string{flag}
-			if name == "http" {
-				flags = append(flags, "--providers.http.pollinterval=100ms")
-			}
 			proxy := testbed.Traefik(t, flags...)
 			visit := func() string {
 				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+proxy.Web+"/", nil)
@@ -145,7 +106,7 @@ func TestServeBehindTraefik(t *testing.T) {
 // domain, sends visitors to HTTPS, and boots the webspace for them.
 func TestEdgeWithACME(t *testing.T) {
 	ca := testbed.Pebble(t, 24*time.Hour)
-	resolver := proofs(t, map[string]string{"_webspaced.alice.example.net.": "webspace:id:1000"})
+	resolver := testbed.Proofs(t, map[string]string{"_webspaced.alice.example.net.": "webspace:id:1000"})
 	s := startServer(t, resolver, fmt.Sprintf("gateway: {http_listen_address: %q, tls_listen_address: %q}\n"+
 		"tls: {provider: acme, acme: {directory_url: %q, ca_file: %q, storage: %q}}\n",
 		ca.HTTP, ca.TLS, ca.Directory, ca.CAFile, filepath.Join(t.TempDir(), "acme")))

@@ -2,6 +2,7 @@ package testbed
 
 import (
 	"archive/tar"
+	"crypto/tls"
 	"fmt"
 	"maps"
 	"os"
@@ -69,6 +70,19 @@ func Dropbear(t testing.TB) Image {
 	image := Hello()
 	image.Programs = []string{"dropbear", "dropbearkey"}
 	image.Files = map[string]string{"etc/shadow": "root:!:1::::::\n"}
+	return image
+}
+
+// Secure is Hello that has its page at port 443 as well, over TLS, with a certificate of its own.
+func Secure(t testing.TB, certificate tls.Certificate) Image {
+	t.Helper()
+	need(t, "openssl", "ldd")
+	image := Hello()
+	image.Programs = []string{"openssl"}
+	chain, key := EncodePEM(t, certificate)
+	image.Files = map[string]string{"etc/chain.pem": chain, "etc/key.pem": key}
+	image.Services = append(image.Services,
+		"/bin/sh -c 'cd /www; exec openssl s_server -accept 443 -cert /etc/chain.pem -cert_chain /etc/chain.pem -key /etc/key.pem -WWW'")
 	return image
 }
 

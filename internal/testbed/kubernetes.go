@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -185,6 +186,19 @@ func (k *KubernetesServer) config(token string) *rest.Config {
 		// Tests wait for nothing but the server.
 		QPS: -1, WarningHandler: rest.NoWarnings{},
 	}
+}
+
+// Kubeconfig writes a client's configuration of this API server to a file, and returns its path.
+func (k *KubernetesServer) Kubeconfig(t testing.TB, config *rest.Config) string {
+	t.Helper()
+	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: it,
+clusters: [{name: it, cluster: {server: %q, certificate-authority: %q}}], users: [{name: it, user: {token: %q}}],
+contexts: [{name: it, context: {cluster: it, user: it}}]}`, config.Host, k.CA, config.BearerToken)
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // Client returns one that may do everything.

@@ -1,7 +1,6 @@
 package testbed_test
 
 import (
-	"os"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -16,9 +15,7 @@ import (
 func TestKubernetes(t *testing.T) {
 	k := testbed.OwnKubernetes(t)
 	namespace := k.Namespace(t)
-	definitions, err := os.ReadFile(testbed.TraefikV3.Manifest(t, "kubernetes-crd-definition-v1.yml"))
-	require.NoError(t, err)
-	k.Apply(t, "", testbed.Manifests(t, definitions)...)
+	k.DefineTraefik(t, testbed.TraefikV3)
 	k.Apply(t, namespace, testbed.Manifests(t, []byte(`
 apiVersion: v1
 kind: ServiceAccount

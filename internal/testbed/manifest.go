@@ -3,9 +3,11 @@ package testbed
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -83,6 +85,29 @@ func (k *KubernetesServer) Apply(t testing.TB, namespace string, objects ...*uns
 	}
 }
 
+// ApplyFile is Apply for the objects in a file. One that speaks of the namespace "webspaces", as those in deploy do, means
+// this one.
+func (k *KubernetesServer) ApplyFile(t testing.TB, namespace, path string) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = bytes.ReplaceAll(text, []byte("namespace: webspaces\n"), []byte("namespace: "+namespace+"\n"))
+	k.Apply(t, namespace, Manifests(t, text)...)
+}
+
+// TLSSecret makes a Secret with a certificate and its key.
+func (k *KubernetesServer) TLSSecret(t testing.TB, namespace, name, chain, key string) {
+	t.Helper()
+	k.Apply(t, namespace, &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": map[string]any{"name": name},
+		"data": map[string]any{
+			"tls.crt": base64.StdEncoding.EncodeToString([]byte(chain)), "tls.key": base64.StdEncoding.EncodeToString([]byte(key)),
+		},
+	}})
+}
+
 // established waits until the kind can be used.
 func (k *KubernetesServer) established(ctx context.Context, t testing.TB, name string) {
 	t.Helper()
@@ -126,9 +151,23 @@ func (k *KubernetesServer) Token(t testing.TB, namespace, account string) string
 	return answer.Status.Token
 }
 
-// Manifest returns the path of a file of those that come with a Traefik for its users on Kubernetes, such as
-// "kubernetes-crd-definition-v1.yml".
-func (v TraefikVersion) Manifest(t testing.TB, name string) string {
+// TraefikFlags have a Traefik follow its custom resources in a namespace, without a wait for more changes to come.
+func (k *KubernetesServer) TraefikFlags(namespace string) []string {
+	return []string{
+		"--providers.kubernetescrd=true", "--providers.kubernetescrd.endpoint=https://" + k.Address,
+		"--providers.kubernetescrd.certauthfilepath=" + k.CA, "--providers.kubernetescrd.namespaces=" + namespace,
+		"--providers.kubernetescrd.token=" + k.admin, "--providers.kubernetescrd.throttleduration=10ms",
+	}
+}
+
+// DefineTraefik gives the API server the kinds of a Traefik.
+func (k *KubernetesServer) DefineTraefik(t testing.TB, version TraefikVersion) {
+	t.Helper()
+	k.ApplyFile(t, "", version.manifest(t, "kubernetes-crd-definition-v1.yml"))
+}
+
+// manifest returns the path of a file of those that come with a Traefik for its users on Kubernetes.
+func (v TraefikVersion) manifest(t testing.TB, name string) string {
 	t.Helper()
 	major, _, _ := strings.Cut(string(v), ".")
 	module := "github.com/traefik/traefik/" + major

@@ -131,6 +131,18 @@ func (p *Proxy) Restart(t testing.TB) {
 	}
 }
 
+// Curl has curl ask for a host's page over TLS, trusting nobody but ca, and returns that. What is wrong to curl is an
+// [exec.ExitError].
+func (p *Proxy) Curl(t testing.TB, ca *CA, host, path string) (string, error) {
+	t.Helper()
+	if _, err := exec.LookPath("curl"); err != nil {
+		missing(t, "needs curl: on Debian, test/install installs it")
+	}
+	out, err := exec.CommandContext(t.Context(), "curl", "-sS", "--fail", "--max-time", "30", "--cacert", ca.File,
+		"--connect-to", "::"+p.Secure, "https://"+host+path).Output()
+	return string(out), err
+}
+
 // cache is where test/install and test/traefik/build leave what takes long to make.
 func cache() string {
 	if os.Geteuid() == 0 {

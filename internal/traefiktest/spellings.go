@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/netsoc/webspaced/internal/testbed"
 	"github.com/netsoc/webspaced/provider"
 )
 
@@ -47,7 +48,7 @@ func (s *suite) spellings() {
 		ask      func(spelling string) string
 	}{
 		{"HTTP", s.backend("bob"), s.backend("eve"), s.askHTTP},
-		{"SNI", s.tlsBackend("bob", newCA(s.TB, "bob").issue("bob")), s.tlsBackend("eve", newCA(s.TB, "eve").issue("eve")), s.askSNI},
+		{"SNI", s.tlsBackend("bob", testbed.NewCA(s.TB, "bob").Issue("bob")), s.tlsBackend("eve", testbed.NewCA(s.TB, "eve").Issue("eve")), s.askSNI},
 	} {
 		owner := s.route("ws-u1", kind.bob, victim)
 		routes, taken := []provider.Route{owner}, map[provider.Host]bool{owner.Hosts[0]: true}

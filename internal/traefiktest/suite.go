@@ -204,8 +204,8 @@ func (s *suite) switchesUnderLoad() {
 
 func (s *suite) passesTLSThrough() {
 	const alice, bob = "alice.example.org", "bob.example.org"
-	own := newCA(s.TB, "the webspace's own")
-	tcp := s.tlsBackend("a", own.issue(alice))
+	own := testbed.NewCA(s.TB, "the webspace's own")
+	tcp := s.tlsBackend("a", own.Issue(alice))
 	s.put(s.route("ws-u1", tcp, alice), s.route("ws-u2", s.backend("b"), bob))
 	s.servesTLS(alice, own, "a "+alice)
 	s.answers(bob, "b "+bob)
@@ -227,7 +227,7 @@ func (s *suite) passesTLSThrough() {
 
 func (s *suite) certificates() {
 	const inside, custom, other = "alice.example.org", "alice.example", "www.alice.example"
-	first, second := newCA(s.TB, "first"), newCA(s.TB, "second")
+	first, second := testbed.NewCA(s.TB, "first"), testbed.NewCA(s.TB, "second")
 	a := s.route("ws-u1", s.backend("a"), custom, inside, other)
 	a.Certificates = []provider.Certificate{s.certificate(first, custom), s.certificate(second, other)}
 	bob := s.route("ws-u2", s.backend("b"), "bob.example")
@@ -340,21 +340,21 @@ func (s *suite) poison() {
 	s.answers("alice.example.org", "a alice.example.org")
 }
 
-func (s *suite) certificate(ca *authority, host string) provider.Certificate {
+func (s *suite) certificate(ca *testbed.CA, host string) provider.Certificate {
 	s.Helper()
 	h, err := provider.ParseHost(host)
 	require.NoError(s, err)
-	chain, key := encode(s.TB, ca.issue(host))
+	chain, key := testbed.EncodePEM(s.TB, ca.Issue(host))
 	if s.Certificate == nil {
-		return provider.Certificate{Host: h, Chain: chain, Key: key}
+		return provider.Certificate{Host: h, Chain: chain, Key: provider.PrivateKey(key)}
 	}
-	c, err := s.Certificate(h, chain, key)
+	c, err := s.Certificate(h, chain, provider.PrivateKey(key))
 	require.NoError(s, err)
 	return c
 }
 
 // servesTLS requires that in the end a visitor who trusts nobody but ca gets this answer from a host.
-func (s *suite) servesTLS(host string, ca *authority, want string) {
+func (s *suite) servesTLS(host string, ca *testbed.CA, want string) {
 	s.Helper()
 	s.eventually("TLS to "+host, func() (string, string) {
 		answer, _ := s.secure(host, ca)
@@ -374,10 +374,10 @@ func (s *suite) issuedBy(host, want string) {
 const defaultIssuer = "TRAEFIK DEFAULT CERT"
 
 // secure asks for a host over TLS. With an authority, only its certificates are trusted.
-func (s *suite) secure(host string, ca *authority) (answer, issuer string) {
+func (s *suite) secure(host string, ca *testbed.CA) (answer, issuer string) {
 	config := &tls.Config{ServerName: host, InsecureSkipVerify: ca == nil}
 	if ca != nil {
-		config.RootCAs = ca.pool
+		config.RootCAs = ca.Pool
 	}
 	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,

@@ -1,21 +1,13 @@
 package traefiktest
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
-	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -116,57 +108,4 @@ func read(response *http.Response) string {
 		return response.Status
 	}
 	return string(body)
-}
-
-// authority issues certificates through an intermediate, as real ones do.
-type authority struct {
-	t            testing.TB
-	pool         *x509.CertPool // of the root
-	intermediate *x509.Certificate
-	key          *ecdsa.PrivateKey
-}
-
-func newCA(t testing.TB, name string) *authority {
-	ca := &authority{t: t, pool: x509.NewCertPool()}
-	root, rootKey := ca.sign(&x509.Certificate{Subject: pkix.Name{CommonName: name + " root"}, IsCA: true, KeyUsage: x509.KeyUsageCertSign}, nil, nil)
-	ca.pool.AddCert(root)
-	ca.intermediate, ca.key = ca.sign(&x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true, KeyUsage: x509.KeyUsageCertSign}, root, rootKey)
-	return ca
-}
-
-// issue returns a certificate for a host, with its intermediate.
-func (ca *authority) issue(host string) tls.Certificate {
-	leaf, key := ca.sign(&x509.Certificate{
-		Subject: pkix.Name{CommonName: host}, DNSNames: []string{host},
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}, ca.intermediate, ca.key)
-	return tls.Certificate{Certificate: [][]byte{leaf.Raw, ca.intermediate.Raw}, PrivateKey: key}
-}
-
-// sign makes a key and its certificate; without a parent one that is signed by itself.
-func (ca *authority) sign(c, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
-	ca.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(ca.t, err)
-	c.SerialNumber, err = rand.Int(rand.Reader, big.NewInt(1<<62))
-	require.NoError(ca.t, err)
-	c.NotBefore, c.NotAfter, c.BasicConstraintsValid = time.Now().Add(-time.Hour), time.Now().Add(time.Hour), true
-	if parent == nil {
-		parent, parentKey = c, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, c, parent, key.Public(), parentKey)
-	require.NoError(ca.t, err)
-	signed, err := x509.ParseCertificate(der)
-	require.NoError(ca.t, err)
-	return signed, key
-}
-
-// encode returns a certificate as PEM.
-func encode(t testing.TB, c tls.Certificate) (chain string, key provider.PrivateKey) {
-	for _, der := range c.Certificate {
-		chain += string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
-	require.NoError(t, err)
-	return chain, provider.PrivateKey(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }

@@ -94,7 +94,7 @@ func TestAway(t *testing.T) {
 	err := p.Apply(t.Context(), put(route(t, "ws-u1", 1)))
 	require.True(t, errdefs.IsUnavailable(err), "%v", err)
 	require.ErrorContains(t, err, "custom resource definitions")
-	install(t, k)
+	k.DefineTraefik(t, testbed.TraefikV3)
 	require.Eventually(t, func() bool { return p.Apply(t.Context(), put(route(t, "ws-u1", 1))) == nil }, 30*time.Second, 200*time.Millisecond)
 
 	for what, fault := range map[string][2]func(){

@@ -3,7 +3,6 @@ package kubernetes_test
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -49,22 +48,13 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	k := testbed.Kubernetes(t)
-	definitions.Do(func() { install(t, k) })
+	definitions.Do(func() { k.DefineTraefik(t, testbed.TraefikV3) })
 	return in(t, k)
-}
-
-// install gives an API server Traefik's kinds.
-func install(t testing.TB, k *testbed.KubernetesServer) {
-	text, err := os.ReadFile(testbed.TraefikV3.Manifest(t, "kubernetes-crd-definition-v1.yml"))
-	require.NoError(t, err)
-	k.Apply(t, "", testbed.Manifests(t, text)...)
 }
 
 func in(t testing.TB, k *testbed.KubernetesServer) *world {
 	w := &world{KubernetesServer: k, namespace: k.Namespace(t), admin: k.Client(t)}
-	rights, err := os.ReadFile("../../deploy/kubernetes/rbac.yaml")
-	require.NoError(t, err)
-	k.Apply(t, w.namespace, testbed.Manifests(t, rights)...)
+	k.ApplyFile(t, w.namespace, "../../deploy/kubernetes/rbac.yaml")
 	k.Apply(t, w.namespace, testbed.Manifests(t, []byte(`
 apiVersion: v1
 kind: Service

@@ -1,9 +1,7 @@
 package kubernetes_test
 
 import (
-	"encoding/base64"
 	"fmt"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -23,16 +21,10 @@ func store(t testing.TB, version testbed.TraefikVersion) traefiktest.Store {
 	require.NoError(t, exec.Command("ip", "address", "replace", address+"/32", "dev", "lo").Run(), "needs root")
 	w := newWorld(t)
 	if version == testbed.TraefikV2 { // which wants the names of its kinds that it had before, too, or starts nothing
-		text, err := os.ReadFile(version.Manifest(t, "kubernetes-crd-definition-v1.yml"))
-		require.NoError(t, err)
-		w.Apply(t, "", testbed.Manifests(t, text)...)
+		w.DefineTraefik(t, version)
 	}
 	return traefiktest.Store{
-		Flags: []string{
-			"--providers.kubernetescrd=true", "--providers.kubernetescrd.endpoint=https://" + w.Address,
-			"--providers.kubernetescrd.certauthfilepath=" + w.CA, "--providers.kubernetescrd.namespaces=" + w.namespace,
-			"--providers.kubernetescrd.token=" + w.Config().BearerToken, "--providers.kubernetescrd.throttleduration=10ms",
-		},
+		Flags: w.TraefikFlags(w.namespace),
 		Open: func(string) (provider.Provider, error) {
 			return kubernetes.New(w.account, w.namespace, &kubernetes.Options{
 				HTTPEntryPoint: "web", HTTPSEntryPoint: "websecure", QPS: 1000, Burst: 1000, Endpoints: version == testbed.TraefikV2,
@@ -42,13 +34,7 @@ func store(t testing.TB, version testbed.TraefikVersion) traefiktest.Store {
 		Certificate: func(host provider.Host, chain string, key provider.PrivateKey) (provider.Certificate, error) {
 			name := fmt.Sprintf("%s-%d", strings.ReplaceAll(host.String(), ".", "-"), len(chain)+len(key))
 			name += "-" + fmt.Sprint(len(w.list(t, secrets)))
-			w.Apply(t, w.namespace, testbed.Manifests(t, fmt.Appendf(nil, `
-apiVersion: v1
-kind: Secret
-metadata: {name: %s}
-type: kubernetes.io/tls
-data: {tls.crt: %s, tls.key: %s}
-`, name, base64.StdEncoding.EncodeToString([]byte(chain)), base64.StdEncoding.EncodeToString([]byte(key))))...)
+			w.TLSSecret(t, w.namespace, name, chain, string(key))
 			return provider.Certificate{Host: host, Secret: name}, nil
 		},
 		Away: w.API.Kill,

@@ -47,18 +47,22 @@ var binary = sync.OnceValues(func() (string, error) {
 // daemon is a webspaced process. It keeps its addresses over a restart.
 type daemon struct {
 	api, gateway string
-	config       string // path
+	config       string   // path
+	env          []string // that goes before it
 	cmd          *exec.Cmd
 	ended        chan struct{}
 	logs         buffer
 }
 
+const users = `[{id: 1, username: admin, admin: true, token: admin}, {id: 1000, username: alice, token: alice}, {id: 1001, username: bob, token: bob}]`
+
 // startDaemon runs "webspaced serve" with users alice (1000), bob (1001) and admin (1), whose tokens are their names.
-// prefix is that of instances; extra returns what else the configuration says, given the gateway's address.
-func startDaemon(t *testing.T, e *testbed.Engine, prefix string, extra func(gateway string) string) *daemon {
+// prefix is that of instances; extra returns what else the configuration says, given the gateway's address, and env what
+// goes before it.
+func startDaemon(t *testing.T, e *testbed.Engine, prefix string, extra func(gateway string) string, env ...string) *daemon {
 	t.Helper()
 	addresses := testbed.Addresses(t, 2)
-	d := &daemon{api: addresses[0], gateway: addresses[1], config: filepath.Join(t.TempDir(), "webspaced.yaml")}
+	d := &daemon{api: addresses[0], gateway: addresses[1], config: filepath.Join(t.TempDir(), "webspaced.yaml"), env: env}
 	config := fmt.Sprintf(`
 log_level: debug
 lxd: {unix_socket: %s}
@@ -71,11 +75,8 @@ webspaces:
   config_defaults: {startup_delay: 10}
 identity:
   static:
-    users:
-      - {id: 1, username: admin, admin: true, token: admin}
-      - {id: 1000, username: alice, token: alice}
-      - {id: 1001, username: bob, token: bob}
-`, e.Socket, d.api, d.gateway, prefix, e.Profile)
+    users: %s
+`, e.Socket, d.api, d.gateway, prefix, e.Profile, users)
 	if extra != nil {
 		config += extra(d.gateway)
 	}
@@ -83,6 +84,13 @@ identity:
 		config += "timeouts: {unready: 0s}\n" // most have no successor
 	}
 	require.NoError(t, os.WriteFile(d.config, []byte(config), 0o600))
+	d.run(t)
+	return d
+}
+
+// run starts the daemon, and ends it with the test.
+func (d *daemon) run(t *testing.T) {
+	t.Helper()
 	t.Cleanup(func() {
 		d.kill()
 		if t.Failed() {
@@ -90,7 +98,6 @@ identity:
 		}
 	})
 	d.start(t)
-	return d
 }
 
 func (d *daemon) start(t *testing.T) {
@@ -98,6 +105,7 @@ func (d *daemon) start(t *testing.T) {
 	path, err := binary()
 	require.NoError(t, err)
 	d.cmd = exec.Command(path, "serve", "--config", d.config)
+	d.cmd.Env = append(os.Environ(), d.env...)
 	d.cmd.Stdout, d.cmd.Stderr = &d.logs, &d.logs
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	require.NoError(t, d.cmd.Start())

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -11,9 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/netsoc/webspaced/internal/testbed"
+	"github.com/netsoc/webspaced/internal/traefiktest"
 )
-
-const cycles = 100
 
 // prompt is the hello image with an init that powers off at once. Busybox' own takes two seconds, a hundred times.
 var prompt = testbed.Image{Files: map[string]string{"sbin/init": `#!/bin/sh
@@ -24,52 +25,82 @@ httpd -f -p 80 -h /www &
 while :; do sleep 3600 & wait $!; done
 `}}
 
-// Webspaces are started and stopped through the API while visitors come through a real Traefik: none gets an error.
+// edge is a daemon, and a Traefik in front that reads what it writes.
+type edge struct {
+	*daemon
+	cluster *cluster // nil without Kubernetes
+	proxy   *testbed.Proxy
+}
+
+var providers = []string{"file", "redis", "http", "kubernetes"}
+
+// startEdge starts one with that provider. prefix is that of instances; env goes before the configuration.
+func startEdge(t *testing.T, e *testbed.Engine, prefix, provider string, env ...string) *edge {
+	t.Helper()
+	if provider == "kubernetes" {
+		return startCluster(t, e, prefix, env)
+	}
+	config, flags := traefiktest.Between(t, provider)
+	return &edge{proxy: follower(t, flags), daemon: startDaemon(t, e, prefix, func(gateway string) string {
+		return fmt.Sprintf("traefik: {provider: %s, webspaced_url: 'http://%s', %s}\n", provider, gateway, config)
+	}, env...)}
+}
+
+// follower starts a Traefik that waits but a moment for more changes to come: by default it is 2 s.
+func follower(t *testing.T, flags []string) *testbed.Proxy {
+	t.Helper()
+	return testbed.Traefik(t, append(flags, "--providers.providersthrottleduration=50ms")...)
+}
+
+// Webspaces are started and stopped through the API while visitors come through a real Traefik: none gets an error. With
+// CYCLES=100 in the environment they are so more often.
 func TestTraefik(t *testing.T) {
+	cycles := 25
+	if n, err := strconv.Atoi(os.Getenv("CYCLES")); err == nil {
+		cycles = n
+	}
 	e := testbed.LXD(t)
 	e.ImportImage(t, "prompt", prompt)
-	for i, mode := range []string{"direct", "inline"} {
-		t.Run(mode, func(t *testing.T) {
-			t.Parallel()
-			prefix := fmt.Sprintf("%s%d-", e.Prefix, i)
-			dir := t.TempDir()
-			proxy := testbed.Traefik(t, "--providers.file.directory="+dir, "--providers.file.watch=true",
-				// What Traefik waits for to collect changes is 2 s by default. webspaced waits for settle.
-				"--providers.providersthrottleduration=50ms")
-			d := startDaemon(t, e, prefix, func(gateway string) string {
-				return fmt.Sprintf(`
-traefik:
-  provider: file
-  mode: %s
-  file: {directory: %s}
-  webspaced_url: http://%s
-  settle: 500ms
-`, mode, dir, gateway)
+	// All at once, also on two processors: most of the time they wait.
+	var all sync.WaitGroup
+	defer all.Wait()
+	for _, provider := range providers {
+		for _, mode := range []string{"direct", "inline"} {
+			all.Go(func() {
+				t.Run(provider+"/"+mode, func(t *testing.T) { startsAndStops(t, e, provider, mode, cycles) })
 			})
-			alice := prefix + "u1000"
-			t.Cleanup(func() { e.Delete(t, alice) })
-			d.create(t, "alice", "prompt")
-			followed(t, proxy.Web)
-			answered(t, proxy.Web, "alice", alice)
+		}
+	}
+}
 
-			load, stop := context.WithCancel(t.Context())
-			defer stop()
-			visitors := visitors(load, proxy.Web, 4)
-			for range cycles {
-				// A visitor may boot it again before we look, and may do so before we start it.
-				require.Contains(t, []int{http.StatusNoContent, http.StatusNotFound}, d.do(t, "alice", "DELETE", "/webspace/self/state", nil, nil))
-				require.Contains(t, []int{http.StatusNoContent, http.StatusConflict}, d.do(t, "alice", "POST", "/webspace/self/state", nil, nil))
-			}
-			stop()
-			count, failures := visitors()
-			t.Logf("%d requests over %d cycles", count, cycles)
-			require.Empty(t, failures)
-			require.Greater(t, count, cycles)
+func startsAndStops(t *testing.T, e *testbed.Engine, provider, mode string, cycles int) {
+	prefix := e.Prefix + provider + "-" + mode + "-"
+	// The machine that the tests run on has more to do than one that serves.
+	edge := startEdge(t, e, prefix, provider, "WSD_TRAEFIK_MODE="+mode, "WSD_TRAEFIK_SETTLE=2s")
+	d, web, alice := edge.daemon, edge.proxy.Web, prefix+"u1000"
+	t.Cleanup(func() { e.Delete(t, alice) })
+	d.create(t, "alice", "prompt")
+	followed(t, web)
+	answered(t, web, "alice", alice)
 
-			if mode == "direct" {
-				siteSurvives(t, d, proxy.Web, alice)
-			}
-		})
+	load, stop := context.WithCancel(t.Context())
+	defer stop()
+	visitors := visitors(load, web, 4)
+	started := time.Now()
+	for range cycles {
+		// A visitor may boot it again before we look, and may do so before we start it.
+		require.Contains(t, []int{http.StatusNoContent, http.StatusNotFound}, d.do(t, "alice", "DELETE", "/webspace/self/state", nil, nil))
+		require.Contains(t, []int{http.StatusNoContent, http.StatusConflict}, d.do(t, "alice", "POST", "/webspace/self/state", nil, nil))
+	}
+	took := time.Since(started)
+	stop()
+	count, failures := visitors()
+	t.Logf("%d requests over %d cycles of %v", count, cycles, (took / time.Duration(cycles)).Round(time.Millisecond))
+	require.Empty(t, failures)
+	require.Greater(t, count, cycles)
+
+	if mode == "direct" {
+		siteSurvives(t, d, web, alice)
 	}
 }
 
@@ -119,16 +150,18 @@ func visitors(ctx context.Context, web string, n int) func() (count int, failure
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				// A request under way when the test ends is finished.
+				began := time.Now()
 				status, body, err := visit(context.WithoutCancel(ctx), web, "alice.ws.example.test")
 				mu.Lock()
 				count++
 				if (err != nil || status != http.StatusOK) && len(failures) < 10 {
-					failures = append(failures, fmt.Sprint(time.Now().Format("15:04:05.000"), status, body, err))
+					failures = append(failures, fmt.Sprintf("%s, after %v: %d %s %v",
+						began.Format("15:04:05.000"), time.Since(began), status, body, err))
 				}
 				mu.Unlock()
 				select {
 				case <-ctx.Done():
-				case <-time.After(5 * time.Millisecond):
+				case <-time.After(20 * time.Millisecond):
 				}
 			}
 		})

@@ -2,21 +2,12 @@ package certmanager_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -44,44 +35,11 @@ var (
 	secrets      = schema.GroupVersionResource{Version: "v1", Resource: "secrets"}
 )
 
-// parts returns where test/certmanager/build has put cert-manager.
-func parts(t *testing.T) string {
-	t.Helper()
-	base := "/var/cache"
-	if os.Getuid() != 0 {
-		var err error
-		base, err = os.UserCacheDir()
-		require.NoError(t, err)
-	}
-	dir := filepath.Join(base, "webspaced-test", "cert-manager-v1.21.2")
-	if _, err := os.Stat(dir); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("needs cert-manager: run test/certmanager/build")
-		}
-		t.Skip("needs cert-manager: test/certmanager/build builds it, the first time in some 3 minutes")
-	}
-	return dir
-}
-
-func define(t *testing.T, k *testbed.KubernetesServer) {
-	t.Helper()
-	files, err := filepath.Glob(filepath.Join(parts(t), "crds", "*.yaml"))
-	require.NoError(t, err)
-	require.NotEmpty(t, files)
-	for _, file := range files {
-		definition, err := os.ReadFile(file)
-		require.NoError(t, err)
-		k.Apply(t, "", testbed.Manifests(t, definition)...)
-	}
-}
-
 // account makes the service account of the sample in deploy, and returns its client's configuration.
 func account(t *testing.T, k *testbed.KubernetesServer, namespace string) *rest.Config {
 	t.Helper()
-	roles, err := os.ReadFile("../../deploy/kubernetes/rbac-certmanager.yaml")
-	require.NoError(t, err)
-	text := strings.ReplaceAll(string(roles), "namespace: webspaces", "namespace: "+namespace)
-	k.Apply(t, namespace, testbed.Manifests(t, []byte("{apiVersion: v1, kind: ServiceAccount, metadata: {name: webspaced}}\n---\n"+text))...)
+	k.Apply(t, namespace, testbed.Manifests(t, []byte(`{apiVersion: v1, kind: ServiceAccount, metadata: {name: webspaced}}`))...)
+	k.ApplyFile(t, namespace, "../../deploy/kubernetes/rbac-certmanager.yaml")
 	return k.AccountConfig(t, namespace, "webspaced")
 }
 
@@ -159,9 +117,8 @@ func (s standIn) issue(deployment string, host provider.Host) error {
 }
 
 func TestIssuer(t *testing.T) {
-	parts(t)
 	k := testbed.Kubernetes(t)
-	define(t, k)
+	k.DefineCertManager(t)
 	issuertest.Run(t, func(t *testing.T) issuertest.Harness {
 		namespace := k.Namespace(t)
 		client := k.Client(t)
@@ -218,9 +175,8 @@ func parseHost(t *testing.T, name string) provider.Host {
 
 // cert-manager would overwrite a Secret that somebody else keeps under the name.
 func TestForeignSecret(t *testing.T) {
-	parts(t)
 	k := testbed.Kubernetes(t)
-	define(t, k)
+	k.DefineCertManager(t)
 	namespace := k.Namespace(t)
 	theirs := k.Client(t).Resource(secrets).Namespace(namespace)
 	k.Apply(t, namespace, testbed.Manifests(t, []byte(`{apiVersion: v1, kind: Secret, metadata: {name: webspaced.a.example.org}}`))...)
@@ -238,9 +194,8 @@ func TestForeignSecret(t *testing.T) {
 }
 
 func TestPermissionDenied(t *testing.T) {
-	parts(t)
 	k := testbed.Kubernetes(t)
-	define(t, k)
+	k.DefineCertManager(t)
 	namespace := k.Namespace(t)
 	k.Apply(t, namespace, testbed.Manifests(t, []byte(`{apiVersion: v1, kind: ServiceAccount, metadata: {name: nobody}}`))...)
 	issuer, err := certmanager.New(k.AccountConfig(t, namespace, "nobody"), namespace, "ca", nil)
@@ -260,9 +215,8 @@ func TestPermissionDenied(t *testing.T) {
 
 // What somebody changed is set right; what they added stays.
 func TestDrift(t *testing.T) {
-	parts(t)
 	k := testbed.Kubernetes(t)
-	define(t, k)
+	k.DefineCertManager(t)
 	namespace := k.Namespace(t)
 	issuer, err := certmanager.New(account(t, k, namespace), namespace, "ca", &certmanager.Options{Kind: "Issuer"})
 	require.NoError(t, err)
@@ -290,7 +244,6 @@ func TestDrift(t *testing.T) {
 
 // From an API server without cert-manager to a certificate that a client verifies, by cert-manager itself.
 func TestCertManager(t *testing.T) {
-	dir := parts(t)
 	k := testbed.OwnKubernetes(t)
 	namespace := k.Namespace(t)
 	config := account(t, k, namespace)
@@ -305,23 +258,14 @@ func TestCertManager(t *testing.T) {
 		require.ErrorContains(t, err, "is cert-manager installed?")
 	}
 
-	define(t, k)
+	k.DefineCertManager(t)
 	require.Eventually(t, func() bool {
 		status, err := issuer.Order(t.Context(), order)
 		return err == nil && status.Problem == "the certificate waits for cert-manager"
 	}, time.Minute, 50*time.Millisecond)
 
-	root := authority(t, k)
-	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
-	admin := k.Config()
-	require.NoError(t, os.WriteFile(kubeconfig, fmt.Appendf(nil, `{apiVersion: v1, kind: Config, current-context: it,
-clusters: [{name: it, cluster: {server: %q, certificate-authority: %q}}], users: [{name: it, user: {token: %q}}],
-contexts: [{name: it, context: {cluster: it, user: it}}]}`, admin.Host, k.CA, admin.BearerToken), 0o600))
-	controller := exec.CommandContext(t.Context(), filepath.Join(dir, "certmanager"), kubeconfig)
-	controller.Stderr = t.Output()
-	require.NoError(t, controller.Start())
-	defer func() { _ = controller.Process.Kill(); _ = controller.Wait() }()
-
+	ca := testbed.NewCA(t, "the cluster's")
+	k.CertManager(t, "ca", ca)
 	var status tlsprovider.Status
 	require.Eventually(t, func() bool {
 		status, err = issuer.Order(t.Context(), order)
@@ -331,7 +275,7 @@ contexts: [{name: it, context: {cluster: it, user: it}}]}`, admin.Host, k.CA, ad
 	secret, err := keeps.Get(t.Context(), status.Certificate.Secret, metav1.GetOptions{})
 	require.NoError(t, err)
 	require.Equal(t, "webspaced", secret.GetLabels()["app.kubernetes.io/instance"])
-	require.Equal(t, "shop.example.org", leaf(t, secret, root).DNSNames[0])
+	require.Equal(t, "shop.example.org", leaf(t, secret, ca).DNSNames[0])
 
 	// One that can not be had takes no other down, and its owner is told.
 	broken, err := certmanager.New(config, namespace, "absent", &certmanager.Options{Deployment: "broken"})
@@ -349,45 +293,21 @@ contexts: [{name: it, context: {cluster: it, user: it}}]}`, admin.Host, k.CA, ad
 	require.Empty(t, orders)
 }
 
-// authority makes a ClusterIssuer "ca", and returns the certificates it is verified by.
-func authority(t *testing.T, k *testbed.KubernetesServer) *x509.CertPool {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(365 * 24 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	require.NoError(t, err)
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	require.NoError(t, err)
-	chain := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	k.Apply(t, "", testbed.Manifests(t, []byte(`{apiVersion: v1, kind: Namespace, metadata: {name: cert-manager}}`))...)
-	k.Apply(t, "cert-manager", &unstructured.Unstructured{Object: map[string]any{
-		"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": map[string]any{"name": "ca"},
-		"stringData": map[string]any{
-			"tls.crt": string(chain), "tls.key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})),
-		},
-	}})
-	k.Apply(t, "", testbed.Manifests(t, []byte(
-		`{apiVersion: cert-manager.io/v1, kind: ClusterIssuer, metadata: {name: ca}, spec: {ca: {secretName: ca}}}`))...)
-	pool := x509.NewCertPool()
-	require.True(t, pool.AppendCertsFromPEM(chain))
-	return pool
-}
-
-func leaf(t *testing.T, secret *unstructured.Unstructured, roots *x509.CertPool) *x509.Certificate {
+func leaf(t *testing.T, secret *unstructured.Unstructured, ca *testbed.CA) *x509.Certificate {
 	t.Helper()
 	data, err := json.Marshal(secret.Object["data"])
 	require.NoError(t, err)
 	var files map[string][]byte
 	require.NoError(t, json.Unmarshal(data, &files))
-	block, _ := pem.Decode(files["tls.crt"])
-	require.NotNil(t, block)
-	certificate, err := x509.ParseCertificate(block.Bytes)
+	pair, err := tls.X509KeyPair(files["tls.crt"], files["tls.key"])
 	require.NoError(t, err)
-	_, err = certificate.Verify(x509.VerifyOptions{Roots: roots, DNSName: "shop.example.org"})
+	intermediates := x509.NewCertPool()
+	for _, der := range pair.Certificate[1:] {
+		certificate, err := x509.ParseCertificate(der)
+		require.NoError(t, err)
+		intermediates.AddCert(certificate)
+	}
+	_, err = pair.Leaf.Verify(x509.VerifyOptions{Roots: ca.Pool, Intermediates: intermediates, DNSName: "shop.example.org"})
 	require.NoError(t, err)
-	return certificate
+	return pair.Leaf
 }

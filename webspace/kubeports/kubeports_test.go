@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -55,10 +54,8 @@ type cluster struct {
 func newCluster(t *testing.T) *cluster {
 	k := testbed.Kubernetes(t)
 	namespace := k.Namespace(t)
-	roles, err := os.ReadFile("../../deploy/kubernetes/rbac-ports.yaml")
-	require.NoError(t, err)
-	text := strings.ReplaceAll(string(roles), "namespace: webspaces", "namespace: "+namespace)
-	k.Apply(t, namespace, testbed.Manifests(t, []byte("{apiVersion: v1, kind: ServiceAccount, metadata: {name: webspaced}}\n---\n"+text))...)
+	k.Apply(t, namespace, testbed.Manifests(t, []byte(`{apiVersion: v1, kind: ServiceAccount, metadata: {name: webspaced}}`))...)
+	k.ApplyFile(t, namespace, "../../deploy/kubernetes/rbac-ports.yaml")
 	return &cluster{t, k, namespace, k.AccountConfig(t, namespace, "webspaced"),
 		k.Client(t).Resource(schema.GroupVersionResource{Version: "v1", Resource: "services"}).Namespace(namespace)}
 }
