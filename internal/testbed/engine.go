@@ -200,10 +200,11 @@ func (e *Engine) start() error {
 }
 
 func (e *Engine) configure() error {
-	https, err := freeAddress()
+	addresses, err := freeAddresses(1)
 	if err != nil {
 		return err
 	}
+	https := addresses[0]
 	e.URL = "https://" + https
 	if err := writeClientCert(e.ClientCert, e.ClientKey); err != nil {
 		return err

@@ -12,7 +12,6 @@ package testbed
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -91,20 +90,4 @@ func need(t testing.TB, programs ...string) {
 	if len(absent) > 0 {
 		missing(t, "needs %s: on Debian, test/install installs them", strings.Join(absent, ", "))
 	}
-}
-
-// Addresses returns n addresses on the loopback whose ports nobody listens on.
-func Addresses(t testing.TB, n int) []string {
-	t.Helper()
-	addresses := make([]string, n)
-	for i := range addresses {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		// Closed only at the end, so that no two are the same.
-		defer l.Close()
-		addresses[i] = l.Addr().String()
-	}
-	return addresses
 }
