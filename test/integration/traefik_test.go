@@ -52,8 +52,8 @@ func follower(t *testing.T, flags []string) *testbed.Proxy {
 	return testbed.Traefik(t, append(flags, "--providers.providersthrottleduration=50ms")...)
 }
 
-// Webspaces are started and stopped through the API while visitors come through a real Traefik: none gets an error. With
-// CYCLES=100 in the environment they are so more often.
+// Webspaces are started and stopped through the API while visitors come through a real Traefik: none gets an error. CYCLES in
+// the environment says how often.
 func TestTraefik(t *testing.T) {
 	cycles := 25
 	if n, err := strconv.Atoi(os.Getenv("CYCLES")); err == nil {
@@ -75,7 +75,7 @@ func TestTraefik(t *testing.T) {
 
 func startsAndStops(t *testing.T, e *testbed.Engine, provider, mode string, cycles int) {
 	prefix := e.Prefix + provider + "-" + mode + "-"
-	// The machine that the tests run on has more to do than one that serves.
+	// Less than by default, and more than Traefik takes on a busy machine.
 	edge := startEdge(t, e, prefix, provider, "WSD_TRAEFIK_MODE="+mode, "WSD_TRAEFIK_SETTLE=2s")
 	d, web, alice := edge.daemon, edge.proxy.Web, prefix+"u1000"
 	t.Cleanup(func() { e.Delete(t, alice) })
